@@ -1,0 +1,43 @@
+"""tfdeep: train deep Keras networks, see why they do not train, reuse their layers."""
+
+import keras as _keras
+
+from tfdeep.errors import TfdeepError as _TfdeepError
+
+__version__ = "0.1.0"
+
+if _keras.backend.backend() != "tensorflow":
+    raise _TfdeepError(
+        "tfdeep works with Keras on TensorFlow.\n"
+        f"  Received: Keras on {_keras.backend.backend()}\n"
+        "  Expected: the tensorflow backend\n"
+        "  To mend:  set the environment variable KERAS_BACKEND=tensorflow before "
+        "Python starts"
+    )
+
+from tfdeep import (  # noqa: E402
+    callbacks,
+    checkpoints,
+    diagnostics,
+    errors,
+    models,
+    optimizers,
+    transfer,
+)
+from tfdeep.checkpoints._restore import restore  # noqa: E402
+from tfdeep.transfer._cache import cache_frozen  # noqa: E402
+from tfdeep.transfer._freeze import freeze, unfreeze  # noqa: E402
+
+__all__ = [
+    "cache_frozen",
+    "callbacks",
+    "checkpoints",
+    "diagnostics",
+    "errors",
+    "freeze",
+    "models",
+    "optimizers",
+    "restore",
+    "transfer",
+    "unfreeze",
+]

@@ -1,0 +1,44 @@
+"""The one shape of tfdeep's error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def explain(what: str, received: str, expected: str, fix: str) -> str:
+    """Renders an error message that says what went wrong and how to mend it.
+
+    Args:
+        what: One sentence: what happened, in which context.
+        received: What the caller gave, as plain Python values.
+        expected: What would have worked.
+        fix: What the caller can do now.
+
+    Returns:
+        The four parts, one a line.
+
+    >>> print(explain("Cannot clip.", "clip_norm=-1", "a number > 0", "clip_norm=1.0"))
+    Cannot clip.
+      Received: clip_norm=-1
+      Expected: a number > 0
+      To mend:  clip_norm=1.0
+    """
+    return (
+        f"{what}\n"
+        f"  Received: {received}\n"
+        f"  Expected: {expected}\n"
+        f"  To mend:  {fix}"
+    )
+
+
+def listing(items: Iterable[object], limit: int = 5) -> str:
+    """Names at most `limit` items and says how many more there are.
+
+    >>> listing(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    names = [str(item) for item in items]
+    shown = ", ".join(names[:limit])
+    if len(names) > limit:
+        return f"{shown} and {len(names) - limit} more"
+    return shown or "none"

@@ -1,0 +1,188 @@
+"""One rule for naming and picking the variables of a model.
+
+A variable's path is the names of the layers around it, then its own name:
+`hidden1/kernel`, `base/block2/conv/bias`. The model's own name is not part of it, so
+the path is the same for a Sequential, a Functional and a subclassed model.
+
+A pattern is a regular expression that must match whole path components from the
+start: `hidden[123]` selects `hidden1/kernel` and not `hidden10/kernel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tfdeep._core import _keras_internals
+from tfdeep._core._explain import explain, listing
+from tfdeep.errors import ModelError, SelectionError
+
+Patterns = str | Sequence[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelVariable:
+    """One weight of a model.
+
+    Attributes:
+        path: Names of the layers from the model inwards, then the variable's name.
+        variable: The `keras.Variable`.
+        layer: The layer that owns it.
+    """
+
+    path: str
+    variable: Any
+    layer: Any
+
+    @property
+    def layer_path(self) -> str:
+        """The path of the owning layer; empty for the model itself."""
+        return self.path.rpartition("/")[0]
+
+
+def model_variables(model: Any) -> list[ModelVariable]:
+    """Every weight of `model` once, with its path, in the order of the layers.
+
+    Raises:
+        ModelError: If the model has no weights yet.
+    """
+    found: list[ModelVariable] = []
+    seen: set[int] = set()
+
+    def visit(layer: Any, prefix: str) -> None:
+        seen.add(id(layer))
+        for variable in own_weights(layer):
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                found.append(ModelVariable(prefix + variable.name, variable, layer))
+        for child in _keras_internals.sublayers(layer):
+            if id(child) not in seen:
+                visit(child, f"{prefix}{child.name}/")
+
+    visit(model, "")
+    if not found:
+        raise ModelError(
+            explain(
+                f"The model `{model.name}` has no weights yet.",
+                received=f"a {type(model).__name__} with built={model.built}",
+                expected="a model whose layers have created their weights",
+                fix="call it on a batch, `model.build(input_shape)`, or start it with "
+                "`keras.Input(shape)`; nothing was changed",
+            )
+        )
+    return found
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """The weights of a layer that belong to none of its sublayers."""
+    inner = {
+        id(weight)
+        for child in _keras_internals.sublayers(layer)
+        for weight in child.weights
+    }
+    return [weight for weight in layer.weights if id(weight) not in inner]
+
+
+def select(
+    paths: Sequence[str],
+    include: Patterns = None,
+    exclude: Patterns = None,
+    what: str = "variable",
+) -> list[str]:
+    """The paths that `include` selects and `exclude` does not, in their order.
+
+    Args:
+        paths: The paths to choose from.
+        include: A pattern or a list of them (a union). None selects everything.
+        exclude: A pattern or a list of them. None excludes nothing.
+        what: What the paths name, for the error message.
+
+    Raises:
+        SelectionError: If a pattern is not a regular expression or matches nothing,
+            or if nothing is left.
+
+    >>> select(["hidden1/kernel", "hidden10/kernel"], include="hidden[123]")
+    ['hidden1/kernel']
+    """
+    chosen = set(paths) if include is None else _matching(paths, include, what)
+    if exclude is not None:
+        chosen -= _matching(paths, exclude, what)
+    if not chosen:
+        raise SelectionError(
+            explain(
+                f"No {what} is left to work on.",
+                received=f"include={include!r}, exclude={exclude!r}",
+                expected=f"at least one of the {len(paths)} {what}s to stay selected",
+                fix="make `exclude` narrower; nothing was changed",
+            )
+        )
+    return [path for path in paths if path in chosen]
+
+
+def as_patterns(patterns: Patterns) -> list[str]:
+    """A list of patterns from None, one pattern, or a sequence of them."""
+    if patterns is None:
+        return []
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def compile_pattern(pattern: object) -> re.Pattern[str]:
+    """Compiles one pattern, or says why it is none."""
+    try:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a pattern is a string, not a {type(pattern).__name__}")
+        return re.compile(pattern)
+    except (TypeError, re.error) as error:
+        raise SelectionError(
+            explain(
+                f"This is not a regular expression: {error}.",
+                received=repr(pattern),
+                expected="a regular expression over layer names, such as 'hidden[123]'",
+                fix="escape special characters with a backslash; nothing was changed",
+            )
+        ) from error
+
+
+def match_components(pattern: re.Pattern[str], path: str) -> re.Match[str] | None:
+    """Matches `pattern` against the leading whole components of `path`, most first."""
+    end = len(path)
+    while end > 0:
+        match = pattern.fullmatch(path, 0, end)
+        if match is not None:
+            return match
+        end = path.rfind("/", 0, end)
+    return None
+
+
+def _matching(paths: Sequence[str], patterns: Patterns, what: str) -> set[str]:
+    selected: set[str] = set()
+    for text in as_patterns(patterns):
+        pattern = compile_pattern(text)
+        matched = {path for path in paths if match_components(pattern, path)}
+        if not matched:
+            raise SelectionError(
+                explain(
+                    f"The pattern {text!r} selects no {what}.",
+                    received=f"{text!r} against {len(paths)} {what}s",
+                    expected="a regular expression that matches whole components from "
+                    "the start of a path",
+                    fix=f"nearest names: {listing(nearest(text, paths))}; "
+                    "nothing was changed",
+                )
+            )
+        selected |= matched
+    return selected
+
+
+def nearest(text: str, paths: Iterable[str], limit: int = 5) -> list[str]:
+    """The paths, or the layers around them, whose names look most like `text`."""
+    names: dict[str, None] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            names.setdefault("/".join(parts[:depth]))
+    close = difflib.get_close_matches(text, names, n=limit, cutoff=0.4)
+    return close or list(names)[:limit]

@@ -1,0 +1,86 @@
+"""What verbs return: plain values that print as a table and turn into JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+
+class Record:
+    """Base of the frozen dataclasses that tfdeep's verbs return."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain Python values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The record as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+def render_table(
+    title: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    notes: Sequence[str] = (),
+    align: str | None = None,
+) -> str:
+    """Renders a table that fits the terminal.
+
+    Args:
+        title: The line above the table.
+        headers: One name a column.
+        rows: The cells, one sequence a row.
+        notes: Lines below the table.
+        align: One letter a column: "l" or "r". Defaults to all "l".
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = min(max(shutil.get_terminal_size((80, 24)).columns, 60), 120)
+    out = io.StringIO()
+    console = Console(file=out, width=width, no_color=True, highlight=False)
+    console.print(Text(title))
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for header, side in zip(headers, align or "l" * len(headers), strict=True):
+            table.add_column(
+                Text(header),
+                justify="right" if side == "r" else "left",
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        console.print(table)
+    for note in notes:
+        console.print(Text(note))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def shorten(rows: Sequence[Sequence[object]], limit: int) -> list[Sequence[object]]:
+    """Keeps the first and last rows of a long table and says how many are left out."""
+    if len(rows) <= limit:
+        return list(rows)
+    head = limit * 2 // 3
+    tail = limit - head - 1
+    gap = [f"... {len(rows) - head - tail} more", *[""] * (len(rows[0]) - 1)]
+    return [*rows[:head], gap, *rows[len(rows) - tail :]]
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> human_bytes(1_536_000)
+    '1.5 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,117 @@
+"""What every file of weights looks like from the inside of tfdeep."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from tfdeep._core._explain import explain
+from tfdeep.errors import CorruptFileError
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file, without its values.
+
+    Attributes:
+        name: The name to match by: layer names, then the variable's name, or its
+            number within the layer where the format keeps no names.
+        shape: Its shape.
+        dtype: Its dtype, as Keras writes it: "float32", "bfloat16".
+        location: Where the file keeps it.
+        layer_class: The class of the layer that wrote it, in snake case, where the
+            format tells.
+        layer_variables: How many variables the layer that wrote it has, where the
+            variables of a layer are only numbered.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    location: str
+    layer_class: str | None = None
+    layer_variables: int | None = None
+
+
+class Reader(abc.ABC):
+    """Lists the tensors of a file of weights and reads them one at a time.
+
+    Attributes:
+        source: The path as it was given.
+        format: What kind of file it is, in words.
+        integrity: "verified" if the format carries a checksum of the values that is
+            checked on reading, else "unverified".
+        variables: The tensors, in the file's order.
+    """
+
+    source: str
+    format: str
+    integrity: str
+    variables: Sequence[TensorInfo]
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """Reads the values of one tensor.
+
+        Args:
+            name: One of the names in `variables`.
+
+        Raises:
+            CorruptFileError: If the values cannot be read as the file declares them.
+        """
+
+    def close(self) -> None:
+        """Closes the file."""
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def info(self, name: str) -> TensorInfo:
+        """The entry of `variables` with this name."""
+        for info in self.variables:
+            if info.name == name:
+                return info
+        raise KeyError(name)
+
+
+def corrupt(source: str, kind: str, reason: object) -> CorruptFileError:
+    """The error for a file that is damaged, cut short or not what its name says."""
+    return CorruptFileError(
+        explain(
+            f"This {kind} cannot be read.",
+            received=f"{source!r}: {_look(source)}{reason}",
+            expected=f"a complete {kind}",
+            fix="copy or download it again, or save it again; nothing was changed",
+        )
+    )
+
+
+def _look(source: str) -> str:
+    """Names the three things that most often stand where weights should be."""
+    if not os.path.isfile(source):
+        return ""
+    with open(source, "rb") as file:
+        start = file.read(256).lstrip().lower()
+    if not start:
+        return "the file is empty; "
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself (`git lfs pull`); "
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, not the file itself; "
+    return ""

@@ -1,0 +1,145 @@
+"""What a run's recorded gradients say, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from tfdeep._core._records import Record, render_table, shorten
+
+History = Mapping[str, Mapping[str, np.ndarray]]
+
+_MOST_ROWS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableSummary:
+    """The recorded gradients of one variable over a run.
+
+    Attributes:
+        path: The variable's path in its model.
+        norm_at_start: Median L2 norm over the first tenth of the steps.
+        norm_at_end: Median L2 norm over the last tenth of the steps.
+        largest_norm: The largest finite L2 norm of any step.
+        clipped_fraction: Fraction of the steps whose gradient was shortened.
+        update_ratio: Median of update norm over weight norm.
+        nonfinite_steps: Number of steps with a NaN or infinite entry.
+        first_nonfinite_step: The first of them, or None.
+        steps_with_gradient: Number of steps that had a gradient at all.
+    """
+
+    path: str
+    norm_at_start: float
+    norm_at_end: float
+    largest_norm: float
+    clipped_fraction: float
+    update_ratio: float
+    nonfinite_steps: int
+    first_nonfinite_step: int | None
+    steps_with_gradient: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorReport(Record):
+    """What a `GradientMonitor` recorded, summed up by variable.
+
+    Attributes:
+        steps: Number of recorded steps.
+        variables: One summary a variable, from the input to the output.
+        remarks: What stands out, in words.
+    """
+
+    steps: int
+    variables: tuple[VariableSummary, ...]
+    remarks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                v.path,
+                _number(v.norm_at_start),
+                _number(v.norm_at_end),
+                _number(v.largest_norm),
+                f"{v.clipped_fraction:.0%}",
+                _number(v.update_ratio),
+            )
+            for v in self.variables
+        ]
+        return render_table(
+            f"Gradients over {self.steps} steps",
+            ["variable", "norm, start", "end", "largest", "clipped", "update/weight"],
+            shorten(rows, _MOST_ROWS),
+            notes=self.remarks,
+            align="lrrrrr",
+        )
+
+
+def summarize(history: History) -> MonitorReport:
+    """Sums up recorded gradients.
+
+    Args:
+        history: By variable, the arrays `norm`, `clipped_norm`, `largest_entry` and
+            `update_ratio`, one value a step.
+    """
+    summaries = tuple(_summary(path, recorded) for path, recorded in history.items())
+    steps = max((len(r["norm"]) for r in history.values() if "norm" in r), default=0)
+    return MonitorReport(steps, summaries, tuple(_remarks(summaries, steps)))
+
+
+def _summary(path: str, recorded: Mapping[str, np.ndarray]) -> VariableSummary:
+    nothing = np.empty(0, np.float32)
+    norm = recorded.get("norm", nothing)
+    clipped = recorded.get("clipped_norm", nothing)
+    tenth = max(len(norm) // 10, 1)
+    nonfinite = np.flatnonzero(np.isinf(norm))
+    with np.errstate(invalid="ignore"):
+        # A float32 norm is good to about 1e-7; a gradient of exactly the clip norm
+        # was not shortened.
+        shortened = clipped < norm * (1 - 1e-5)
+    known = ~np.isnan(norm)
+    return VariableSummary(
+        path=path,
+        norm_at_start=_median(norm[:tenth]),
+        norm_at_end=_median(norm[-tenth:]),
+        largest_norm=float(np.max(norm[np.isfinite(norm)], initial=0.0)),
+        clipped_fraction=float(shortened[known].mean()) if known.any() else 0.0,
+        update_ratio=_median(recorded.get("update_ratio", nothing)),
+        nonfinite_steps=len(nonfinite),
+        first_nonfinite_step=int(nonfinite[0]) if len(nonfinite) else None,
+        steps_with_gradient=int(known.sum()),
+    )
+
+
+def _remarks(summaries: tuple[VariableSummary, ...], steps: int) -> list[str]:
+    remarks = []
+    silent = [s.path for s in summaries if steps and not s.steps_with_gradient]
+    if silent:
+        remarks.append(f"No gradient at any step: {', '.join(silent)}.")
+    broken = [s for s in summaries if s.first_nonfinite_step is not None]
+    if broken:
+        first = min(broken, key=lambda s: s.first_nonfinite_step or 0)
+        remarks.append(
+            f"NaN or infinite gradients, first in {first.path} at step "
+            f"{first.first_nonfinite_step}."
+        )
+    kernels = [s for s in summaries if s.norm_at_end > 0]
+    if len(kernels) > 1:
+        weakest = min(kernels, key=lambda s: s.norm_at_end)
+        strongest = max(kernels, key=lambda s: s.norm_at_end)
+        remarks.append(
+            f"At the end {weakest.path} has the smallest gradient, "
+            f"{strongest.norm_at_end / weakest.norm_at_end:.3g} times smaller than "
+            f"that of {strongest.path}."
+        )
+    return remarks
+
+
+def _median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,91 @@
+"""The errors that tfdeep raises.
+
+    TfdeepError
+    ├── InvalidArgumentError   (ValueError)   an argument cannot work as given
+    ├── SelectionError         (ValueError)   a pattern selects nothing
+    ├── ModelError             (ValueError)   the model cannot be used as it is
+    ├── DataError              (ValueError)   the dataset cannot be used as it is
+    ├── CheckpointError                       anything about a file of weights
+    │   ├── UnknownFormatError (ValueError)   no reader knows this file
+    │   ├── CorruptFileError                  the file is damaged or cut short
+    │   ├── UnsafeFileError                   the file reaches outside itself
+    │   └── MismatchError      (ValueError)   file and model do not fit together
+    └── MissingDependencyError (ImportError)  an optional package is not installed
+
+Each message says what was received, what was expected and how to mend it. When an
+error is raised, the model is as it was before the call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfdeep.checkpoints import RestoreReport
+
+__all__ = [
+    "CheckpointError",
+    "CorruptFileError",
+    "DataError",
+    "InvalidArgumentError",
+    "MismatchError",
+    "MissingDependencyError",
+    "ModelError",
+    "SelectionError",
+    "TfdeepError",
+    "UnknownFormatError",
+    "UnsafeFileError",
+]
+
+
+class TfdeepError(Exception):
+    """Base class of every error that tfdeep raises on purpose."""
+
+
+class InvalidArgumentError(TfdeepError, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class SelectionError(TfdeepError, ValueError):
+    """A pattern is not a regular expression, or selects nothing."""
+
+
+class ModelError(TfdeepError, ValueError):
+    """The model is not built, not compiled, or of a kind that cannot be used."""
+
+
+class DataError(TfdeepError, ValueError):
+    """The dataset has no labels, no end, or elements that cannot be used."""
+
+
+class CheckpointError(TfdeepError):
+    """Base class of the errors about files of weights."""
+
+
+class UnknownFormatError(CheckpointError, ValueError):
+    """The file is of no format that tfdeep reads."""
+
+
+class CorruptFileError(CheckpointError):
+    """The file is damaged or shorter than it says it is."""
+
+
+class UnsafeFileError(CheckpointError):
+    """The file asks the reader to look outside the file."""
+
+
+class MismatchError(CheckpointError, ValueError):
+    """The file and the model do not fit together.
+
+    Attributes:
+        report: The `tfdeep.checkpoints.RestoreReport` of what would have been
+            restored, what is missing and what does not fit. Nothing was changed.
+    """
+
+    def __init__(self, message: str, report: RestoreReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class MissingDependencyError(TfdeepError, ImportError):
+    """A package that this feature needs is not installed."""
