@@ -12,6 +12,12 @@ import tensorflow as tf
 
 import tfdeep
 
+# Two logical devices on one CPU, for the tests of replicas.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace, tmp_path):

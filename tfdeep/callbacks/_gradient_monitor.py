@@ -165,9 +165,6 @@ class GradientMonitor(keras.callbacks.Callback):
         if self._pending >= self.flush_every:
             self._flush()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._flush()
-
     def on_train_end(self, logs: Any = None) -> None:
         self._flush(last=True)
         self._unwatch()

@@ -195,17 +195,18 @@ def _run(trunk: keras.Model, dataset: tf.data.Dataset) -> list[tuple[Any, ...]]:
 
 
 def _in_memory(batches: Sequence[tuple[Any, ...]]) -> tuple[tf.data.Dataset, int]:
-    """A dataset that gives the batches again, and its size in bytes.
-
-    The rows of all batches stand in one tensor each, so that giving a batch is
-    cutting a slice.
-    """
-    ends = tf.cumsum(tf.stack([tf.cast(_rows(batch), tf.int64) for batch in batches]))
-    starts = tf.concat([[0], ends[:-1]], 0)
+    """A dataset that gives the batches again, and its size in bytes."""
     table = keras.tree.map_structure(lambda *rows: tf.concat(rows, 0), *batches)
     size = sum(
         int(tf.size(rows)) * rows.dtype.size for rows in keras.tree.flatten(table)
     )
+    sizes = [int(_rows(batch)) for batch in batches]
+    is_regular = all(n == sizes[0] for n in sizes[:-1]) and sizes[-1] <= sizes[0]
+    if is_regular:
+        return tf.data.Dataset.from_tensor_slices(table).batch(sizes[0]), size
+
+    ends = tf.cumsum(tf.constant(sizes, tf.int64))
+    starts = ends - sizes
 
     def batch(i: tf.Tensor) -> Any:
         return keras.tree.map_structure(lambda rows: rows[starts[i] : ends[i]], table)

@@ -10,22 +10,40 @@ import keras
 
 from tfdeep._core import _keras_internals
 
-_MARK = "_tfdeep_training_call"
+_MARK = "_tfdeep_runs_as_inference"
+
+# Layers of Keras that take `training` and make nothing of it, but for quantization.
+_INDIFFERENT = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Resizing,
+    keras.layers.CenterCrop,
+)
+
+# How Keras calls the strength of what its layers do in training only.
+_STRENGTHS = ("rate", "dropout", "recurrent_dropout", "stddev")
 
 
 def acts_in_training(layer: Any) -> bool:
     """Whether a layer may compute something else in training than at inference.
 
-    A layer says so by taking a `training` argument. Batch normalization that is not
-    trainable uses its moving statistics in both.
+    A layer that takes `training` may, unless it is known not to: a layer of Keras
+    whose dropout is zero, batch normalization that is not trainable, or a layer that
+    only hands `training` on to layers which do not act in it.
     """
-    if _MARK in vars(layer) or not _takes_training(layer):
+    call = type(layer).call
+    if _MARK in vars(layer) or "training" not in inspect.signature(call).parameters:
         return False
     if isinstance(layer, keras.layers.BatchNormalization):
         return bool(layer.trainable)
-    if isinstance(layer, keras.Model):
-        return any(map(acts_in_training, _keras_internals.sublayers(layer)))
-    return True
+    if not call.__module__.startswith("keras."):
+        return True
+    strengths = [getattr(layer, name, None) for name in _STRENGTHS]
+    strengths = [s for s in strengths if isinstance(s, (int, float))]
+    inner = _keras_internals.sublayers(layer)
+    if inner or strengths:
+        return any(strengths) or any(map(acts_in_training, inner))
+    return not isinstance(layer, _INDIFFERENT)
 
 
 def run_as_inference(layer: Any) -> list[Any]:
@@ -39,12 +57,11 @@ def run_as_inference(layer: Any) -> list[Any]:
         The layers that were changed.
     """
     changed = []
-    for inner in (layer, *_keras_internals.sublayers(layer)):
-        if inner is not layer:
-            changed += run_as_inference(inner)
-        elif not isinstance(layer, keras.Model) and acts_in_training(layer):
-            _replace_call(layer)
-            changed.append(layer)
+    for inner in _keras_internals.sublayers(layer):
+        changed += run_as_inference(inner)
+    if acts_in_training(layer):
+        _replace_call(layer)
+        changed.append(layer)
     return changed
 
 
@@ -66,7 +83,3 @@ def _replace_call(layer: Any) -> None:
 
     # Past `__setattr__`, which in Keras tracks what is assigned.
     vars(layer).update({_MARK: True, "call": inference_call})
-
-
-def _takes_training(layer: Any) -> bool:
-    return "training" in inspect.signature(type(layer).call).parameters

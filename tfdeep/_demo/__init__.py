@@ -1,0 +1,1 @@
+"""`tfdeep demo`: the main job from end to end, on real images."""
