@@ -65,7 +65,7 @@ def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
     # Two passes that only read are cheaper than one that writes the absolute values.
     highest = _reduce_each(tensors, tf.reduce_max, lambda x: tf.reduce_max(x, axis=1))
     lowest = _reduce_each(tensors, tf.reduce_min, lambda x: tf.reduce_min(x, axis=1))
-    return tf.maximum(highest, -lowest)
+    return tf.abs(tf.maximum(highest, -lowest))  # no negative zero
 
 
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tf.Tensor:

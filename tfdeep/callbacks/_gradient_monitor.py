@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.callbacks._tensorboard import ScalarWriter
+from tfdeep.callbacks._train_function import WatchedTrainFunction
 from tfdeep.diagnostics import MonitorReport, summarize
 from tfdeep.errors import InvalidArgumentError, ModelError
 
@@ -96,9 +95,7 @@ class GradientMonitor(keras.callbacks.Callback):
         self._chunks: dict[str, list[np.ndarray]] = {}
         self._pending = 0
         self._batch_begin = 0
-        self._watching = False
-        self._train_function: Callable[..., Any] | None = None
-        self._unwatched: Callable[..., Any] | None = None
+        self._watched: WatchedTrainFunction | None = None
 
     # What users read.
 
@@ -118,6 +115,8 @@ class GradientMonitor(keras.callbacks.Callback):
         Infinity stands for a gradient with a NaN or infinite entry; NaN where a
         step had no gradient for the variable, or did not apply it.
         """
+        if self._pending:
+            self._flush()
         recorded = {name: np.concatenate(c) for name, c in self._chunks.items() if c}
         if not recorded:
             return {key: {} for key in self._keys}
@@ -143,22 +142,31 @@ class GradientMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._unwatch()
         self._reset()
-        if self.model.optimizer is None:
+        model = self.model
+        if model.optimizer is None:
             raise ModelError(
                 explain(
                     "`GradientMonitor` has no optimizer to watch.",
-                    received=f"model {self.model.name!r} with optimizer=None",
+                    received=f"model {model.name!r} with optimizer=None",
                     expected="a model compiled with an optimizer",
                     fix="`model.compile(optimizer=..., loss=...)`",
                 )
             )
-        self._watch()
+        self._recorder = StepRecorder(
+            model,
+            self._chosen_variables,
+            capacity=self.flush_every + max(model.steps_per_execution, 64),
+        )
+        if model.built:
+            self._recorder.prepare()
+        self._watched = WatchedTrainFunction.of(model, self._recorder)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._batch_begin = batch
-        if self.model.train_function is not self._train_function:
-            self._watch()  # another callback had the train step traced anew
-        self._watching = True
+        if self.model.train_function is not self._watched:
+            # Another callback had the train step traced anew.
+            self._watched = WatchedTrainFunction.of(self.model, self._recorder)
+        self._watched.is_expected = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._pending += batch - self._batch_begin + 1
@@ -169,81 +177,33 @@ class GradientMonitor(keras.callbacks.Callback):
         self._flush(last=True)
         self._unwatch()
 
-    # The train function that records.
+    # How it does it.
 
-    def _watch(self) -> None:
-        """Has the train step traced anew, this time with the recorder looking on."""
-        model = self.model
-        self._unwatched = model.train_function
-        if not getattr(model.train_function, "is_fresh_recording", False):
-            model.make_train_function(force=True)
-        train_function = model.train_function
-
-        def recording_train_function(iterator: Any) -> Any:
-            recording_train_function.is_fresh_recording = False  # type: ignore[attr-defined]
-            if not self._watching:
-                # A fit that failed half way left this function behind.
-                self._unwatch()
-                return model.train_function(iterator)
-            self._watching = False
-            try:
-                with self._started_recorder().watching():
-                    return train_function(iterator)
-            except (StopIteration, tf.errors.OutOfRangeError):
-                raise  # the data ended, as Keras expects
-            except BaseException:
-                self._unwatch()
-                raise
-
-        # A second monitor may still wrap it: nothing has been traced yet.
-        recording_train_function.is_fresh_recording = True  # type: ignore[attr-defined]
-        self._train_function = recording_train_function
-        model.train_function = recording_train_function
-        if model.built:
-            self._started_recorder()
+    def _chosen_variables(self) -> list[keras.Variable]:
+        trainable = {id(variable) for variable in self.model.trainable_variables}
+        variables = [
+            v for v in _paths.model_variables(self.model) if id(v.variable) in trainable
+        ]
+        paths = [v.path for v in variables]
+        chosen = set(
+            _paths.select(paths, self.include, self.exclude, what="trainable variable")
+        )
+        variables = [v for v in variables if v.path in chosen]
+        self._paths = [v.path for v in variables]
+        keras_paths = [v.variable.path for v in variables]
+        # Two inner models may hold variables that Keras gives the same path.
+        unique = len(set(keras_paths)) == len(keras_paths)
+        self._keys = keras_paths if unique else self._paths
+        return [v.variable for v in variables]
 
     def _unwatch(self) -> None:
-        """Gives the model the train function back that it had before."""
-        model = self.model
-        if (
-            self._train_function is not None
-            and model.train_function is self._train_function
-        ):
-            model.train_function = self._unwatched
-        self._train_function = self._unwatched = None
-        self._watching = False
-
-    def _started_recorder(self) -> StepRecorder:
-        """The recorder of this fit; a model that builds itself late makes it late."""
-        if self._recorder is None:
-            model = self.model
-            trainable = {id(variable) for variable in model.trainable_variables}
-            variables = [
-                v for v in _paths.model_variables(model) if id(v.variable) in trainable
-            ]
-            chosen = _paths.select(
-                [v.path for v in variables],
-                self.include,
-                self.exclude,
-                what="trainable variable",
-            )
-            variables = [v for v in variables if v.path in set(chosen)]
-            self._paths = [v.path for v in variables]
-            keras_paths = [v.variable.path for v in variables]
-            # Two inner models may hold variables that Keras gives the same path.
-            unique = len(set(keras_paths)) == len(keras_paths)
-            self._keys = keras_paths if unique else self._paths
-            with tf.init_scope():
-                self._recorder = StepRecorder(
-                    model,
-                    [v.variable for v in variables],
-                    capacity=self.flush_every + max(model.steps_per_execution, 64),
-                )
-        return self._recorder
+        if self._watched is not None and self._recorder is not None:
+            self._watched.release(self._recorder)
+        self._watched = None
 
     def _flush(self, last: bool = False) -> None:
         self._pending = 0
-        if self._recorder is None:
+        if self._recorder is None or not self._recorder.is_ready:
             return
         first_step = sum(map(len, self._chunks.get("norm", [])))
         rows = self._recorder.drain(last)

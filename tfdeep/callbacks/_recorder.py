@@ -37,31 +37,43 @@ class StepRecorder:
 
     Args:
         model: A compiled model.
-        variables: The variables to record, one column each.
-        capacity: How many steps the ring holds.
+        choose: Returns the variables to record, one column each. It is called once
+            the model has its variables.
+        capacity: How many steps the rings hold.
     """
 
     def __init__(
-        self, model: Any, variables: Sequence[keras.Variable], capacity: int
+        self,
+        model: Any,
+        choose: Callable[[], Sequence[keras.Variable]],
+        capacity: int,
     ) -> None:
         self.capacity = capacity
         self._model = model
-        self._variables = list(variables)
-        self._column = {id(variable): i for i, variable in enumerate(variables)}
+        self._choose = choose
         chain = optimizer_chain(model.optimizer)
         self._outer = chain[0]
         self._wrappers = [o for o in chain if isinstance(o, OptimizerWrapper)]
         self._plain = chain[-1]
-        self.clips = bool(self._wrappers) or _changes_gradients(self._plain)
-        with model.distribute_strategy.scope():
-            self._create_variables()
+        self._clips = bool(self._wrappers) or _changes_gradients(self._plain)
         self._drained = 0
+        self.is_ready = False
+
+    def prepare(self) -> None:
+        """Creates the recorder's own variables, beside those of the model."""
+        if not self.is_ready:
+            # A model may build itself in its first step, while that is traced.
+            with tf.init_scope(), self._model.distribute_strategy.scope():
+                self._create_variables()
+            self.is_ready = True
 
     def _create_variables(self) -> None:
+        self._variables = list(self._choose())
+        self._column = {id(v): i for i, v in enumerate(self._variables)}
         count = len(self._variables)
         self._step = _local(tf.zeros([], tf.int64))
         self._seen = _local(self._blank(2 * count))
-        self._passed_on = _local(self._blank(count)) if self.clips else None
+        self._passed_on = _local(self._blank(count)) if self._clips else None
         self._ratio = _local(self._blank(count))
         sizes = [int(np.prod(variable.shape)) for variable in self._variables]
         self._shared = [i for i in range(count) if sizes[i] <= _SHARED_COPY]
@@ -92,6 +104,7 @@ class StepRecorder:
 
     def _count_step(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
+            self.prepare()
             self._measure_updates()
             result = apply(grads, trainable_variables)
             self._step.assign_add(1)
@@ -135,7 +148,7 @@ class StepRecorder:
             gradients = [_gradients.scale(g, 1.0 / scale) for g in gradients]
         self._record_seen(_gradients.replica_sum(gradients), variables)
         # With accumulation a gradient is clipped later, as a part of a sum.
-        if self.clips and not _accumulates(self._plain):
+        if self._clips and not _accumulates(self._plain):
             clipped = _clipped_by_keras(self._plain, gradients)
             self._record_passed_on(_gradients.replica_sum(clipped), variables)
 
@@ -143,14 +156,12 @@ class StepRecorder:
         gradients, columns = self._selected(gradients, variables)
         if not columns:
             return
-        row = tf.concat(
-            [
-                self._in_columns(_gradients.l2_norms(gradients), columns),
-                self._in_columns(_gradients.largest_entries(gradients), columns),
-            ],
-            0,
-        )
-        self._write(self._seen, row)
+        largest = _gradients.largest_entries(gradients)
+        # Squares of what is below 1e-19 underflow; the norm of such a gradient is at
+        # least its largest entry.
+        norms = tf.maximum(_gradients.l2_norms(gradients), largest)
+        row = [self._in_columns(norms, columns), self._in_columns(largest, columns)]
+        self._write(self._seen, tf.concat(row, 0))
 
     def _record_passed_on(
         self, gradients: list[Gradient], variables: list[Any]
@@ -247,7 +258,11 @@ class StepRecorder:
         rows = np.arange(self._drained + lost, step) % self.capacity
         seen = self._take(self._seen)
         norm, largest = np.split(seen[rows], 2, axis=1)
-        clipped = norm if self._passed_on is None else self._take(self._passed_on)[rows]
+        clipped = norm
+        if self._passed_on is not None:
+            clipped = self._take(self._passed_on)[rows]
+            # Too small for its squares, and so for any clipping.
+            clipped = np.where((clipped == 0) & (norm < 1e-18), norm, clipped)
         ratio_rows = np.append(rows, step % self.capacity) if last else rows
         ratio = self._take(self._ratio)[ratio_rows]
         self._drained = step

@@ -1,0 +1,430 @@
+import contextlib
+import importlib.util
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tfdeep
+from tests import nets
+from tfdeep.callbacks import GradientMonitor
+from tfdeep.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    ModelError,
+    SelectionError,
+)
+from tfdeep.optimizers import ClipByGlobalNorm, ClipByValue
+
+STEPS, BATCH = 13, 16
+DUE = [0, 10]  # every tenth step, updates are measured
+RATE, LIMIT = 0.1, 0.2
+
+
+def build():
+    keras.utils.set_random_seed(3)
+    return nets.functional()
+
+
+def sgd(**arguments):
+    return keras.optimizers.SGD(RATE, momentum=0.9, **arguments)
+
+
+def reference(limit=None):
+    """The gradients of an eager loop, by step and variable, in float64."""
+    model, optimizer, rows = build(), sgd(), []
+    x, y = nets.examples(STEPS * BATCH)
+    for i in range(0, len(x), BATCH):
+        with tf.GradientTape() as tape:
+            loss = nets.LOSS(y[i : i + BATCH], model(x[i : i + BATCH], training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        clipped = gradients
+        if limit is not None:
+            clipped, _ = tf.clip_by_global_norm(gradients, limit)
+        before = [v.numpy().astype("float64") for v in model.trainable_variables]
+        optimizer.apply(clipped, model.trainable_variables)
+        with np.errstate(divide="ignore"):
+            rows.append(
+                [
+                    (
+                        np.linalg.norm(np.float64(g)),
+                        np.linalg.norm(np.float64(c)),
+                        np.abs(g).max(),
+                        np.divide(np.linalg.norm(v.numpy() - w), np.linalg.norm(w)),
+                    )
+                    for g, c, v, w in zip(
+                        gradients, clipped, model.trainable_variables, before, strict=True
+                    )
+                ]
+            )
+    return np.array(rows)
+
+
+def recorded(monitor):
+    """The monitor's history in the order of `reference`."""
+    names = ("norm", "clipped_norm", "largest_entry", "update_ratio")
+    return np.stack(
+        [np.stack([h[name] for name in names], -1) for h in monitor.history.values()], 1
+    )
+
+
+def fit(model, monitor, epochs=1, **arguments):
+    data = nets.dataset(STEPS * BATCH, BATCH)
+    callbacks = monitor if isinstance(monitor, list) else [monitor]
+    return model.fit(
+        data, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks, **arguments
+    )
+
+
+def loss_scaled(optimizer):
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=128.0)
+
+
+def two_replicas():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+WAYS = {
+    "plain": (sgd, None, {}),
+    "plain, XLA": (sgd, None, {"jit_compile": True}),
+    "plain, 4 steps an execution": (sgd, None, {"steps_per_execution": 4}),
+    "plain, XLA, 4 steps": (sgd, None, {"jit_compile": True, "steps_per_execution": 4}),
+    "plain, eager": (sgd, None, {"run_eagerly": True}),
+    "plain, loss scale": (lambda: loss_scaled(sgd()), None, {}),
+    "plain, fixed scale": (lambda: sgd(loss_scale_factor=64.0), None, {}),
+    "plain, replicas": (sgd, None, {"strategy": two_replicas}),
+    "Keras clips": (lambda: sgd(global_clipnorm=LIMIT), LIMIT, {}),
+    "wrapped": (lambda: ClipByGlobalNorm(sgd(), LIMIT), LIMIT, {}),
+    "wrapped, XLA": (lambda: ClipByGlobalNorm(sgd(), LIMIT), LIMIT, {"jit_compile": True}),
+    "wrapped twice": (lambda: ClipByValue(ClipByGlobalNorm(sgd(), LIMIT), 1e6), LIMIT, {}),
+    "wrapped, loss scale": (lambda: loss_scaled(ClipByGlobalNorm(sgd(), LIMIT)), LIMIT, {}),
+    "wrapped, fixed scale": (
+        lambda: ClipByGlobalNorm(sgd(loss_scale_factor=64.0), LIMIT),
+        LIMIT,
+        {},
+    ),
+    "wrapped, replicas": (
+        lambda: ClipByGlobalNorm(sgd(), LIMIT),
+        LIMIT,
+        {"strategy": two_replicas},
+    ),
+    "wrapped, loss scale, replicas": (
+        lambda: loss_scaled(ClipByGlobalNorm(sgd(), LIMIT)),
+        LIMIT,
+        {"strategy": two_replicas},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_records_the_gradients_that_train_the_model(way):
+    optimizer, limit, arguments = WAYS[way]
+    arguments = dict(arguments)
+    strategy = arguments.pop("strategy", None)
+    with strategy().scope() if strategy else contextlib.nullcontext():
+        model = build()
+        model.compile(optimizer(), nets.LOSS, **arguments)
+    monitor = GradientMonitor(flush_every=5)
+    fit(model, monitor)
+    found, expected = recorded(monitor), reference(limit)
+    assert found.shape == expected.shape == (STEPS, 8, 4)
+    np.testing.assert_allclose(found[..., :3], expected[..., :3], rtol=2e-4, atol=1e-6)
+    # A bias starts at zero: its first ratio is infinite.
+    np.testing.assert_allclose(found[DUE, :, 3], expected[DUE, :, 3], rtol=2e-3)
+    assert np.isnan(np.delete(found[..., 3], DUE, axis=0)).all()
+
+
+@pytest.mark.parametrize("way", ["plain", "wrapped", "wrapped, loss scale", "plain, XLA"])
+def test_training_is_the_same_with_and_without_it(way):
+    optimizer, _, arguments = WAYS[way]
+    watched, unwatched = build(), build()
+    for model in (watched, unwatched):
+        model.compile(optimizer(), nets.LOSS, **arguments)
+    fit(watched, GradientMonitor(), epochs=3)
+    fit(unwatched, [], epochs=3)
+    # TensorFlow folds the factor of a wrapper into the next product where nobody else
+    # looks at the clipped gradient: one rounding less.
+    limit = 1e-6 if "wrapped" in way else 0
+    assert nets.largest_difference(watched, unwatched) <= limit
+
+
+class TestLeavesTheModelAsItFoundIt:
+    def compiled(self):
+        model = build()
+        model.compile(ClipByGlobalNorm(sgd(), LIMIT), nets.LOSS)
+        return model, model.optimizer
+
+    def check(self, model, optimizer):
+        assert model.optimizer is optimizer
+        for o in (optimizer, optimizer.inner_optimizer):
+            assert not {"apply", "transform"} & set(vars(o))
+
+    def test_after_a_fit(self):
+        model, optimizer = self.compiled()
+        fit(model, [])
+        train_function = model.train_function
+        fit(model, GradientMonitor())
+        self.check(model, optimizer)
+        assert model.train_function is train_function
+
+    def test_while_another_callback_saves_it(self, tmp_path):
+        model, optimizer = self.compiled()
+        path = tmp_path / "model.keras"
+        fit(model, [GradientMonitor(), keras.callbacks.ModelCheckpoint(path)])
+        loaded = keras.saving.load_model(path)
+        assert loaded.optimizer.get_config() == optimizer.get_config()
+        assert len(loaded.optimizer.variables) == len(optimizer.variables)
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_after_a_fit_that_failed(self, error):
+        def fail(batch, logs):
+            if batch == 4:
+                raise error
+
+        model, optimizer = self.compiled()
+        monitor = GradientMonitor()
+        failing = keras.callbacks.LambdaCallback(on_train_batch_end=fail)
+        with pytest.raises(error):
+            fit(model, [monitor, failing])
+        self.check(model, optimizer)
+        assert len(monitor.history["hidden1/kernel"]["norm"]) == 5
+        fit(model, [])  # does not record
+        assert len(monitor.history["hidden1/kernel"]["norm"]) == 5
+        fit(model, monitor)
+        assert len(monitor.history["hidden1/kernel"]["norm"]) == STEPS
+
+    def test_after_a_step_that_failed(self):
+        model, optimizer = self.compiled()
+        with pytest.raises(ValueError):
+            model.fit(np.ones((4, 5)), np.zeros(4), verbose=0, callbacks=[GradientMonitor()])
+        self.check(model, optimizer)
+        fit(model, [])
+
+
+def test_each_fit_starts_a_new_history():
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    monitor = GradientMonitor()
+    fit(model, monitor, epochs=2)
+    assert len(monitor.history["hidden1/kernel"]["norm"]) == 2 * STEPS
+    fit(model, monitor)
+    assert len(monitor.history["hidden1/kernel"]["norm"]) == STEPS
+
+
+def test_two_monitors_see_the_same():
+    model = build()
+    model.compile(ClipByGlobalNorm(sgd(), LIMIT), nets.LOSS)
+    first, second = GradientMonitor(), GradientMonitor(flush_every=3)
+    fit(model, [first, second])
+    np.testing.assert_array_equal(recorded(first), recorded(second))
+    fit(model, [])
+    assert len(recorded(first)) == len(recorded(second)) == STEPS
+
+
+def test_it_may_be_read_while_training_goes_on():
+    lengths = []
+    monitor = GradientMonitor()
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: lengths.append(
+            len(monitor.history["outputs/bias"]["update_ratio"])
+        )
+    )
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    fit(model, [monitor, look])
+    assert lengths == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(recorded(monitor)[..., 0], reference()[..., 0], rtol=1e-4)
+
+
+def test_a_model_that_builds_itself_in_its_first_step():
+    model = keras.Sequential([layers.Dense(6, name="hidden1"), layers.Dense(nets.CLASSES)])
+    model.compile(sgd(), nets.LOSS)
+    monitor = GradientMonitor(include="hidden1")
+    fit(model, monitor)
+    assert list(monitor.history) == ["sequential/hidden1/kernel", "sequential/hidden1/bias"]
+    assert len(monitor.history["sequential/hidden1/bias"]["norm"]) == STEPS
+
+
+def test_a_layer_frozen_during_the_fit_has_no_more_gradient():
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    freeze = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and tfdeep.freeze(model, "hidden1")
+    )
+    monitor = GradientMonitor()
+    fit(model, [monitor, freeze], epochs=2)
+    norm = monitor.history["hidden1/kernel"]["norm"]
+    assert (norm[:STEPS] > 0).all()
+    assert np.isnan(norm[STEPS:]).all()
+    assert (monitor.history["hidden2/kernel"]["norm"] > 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_reads_as_infinite(bad):
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    x, y = nets.examples(4 * BATCH)
+    x[2 * BATCH] = bad
+    monitor = GradientMonitor()
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[monitor])
+    norm = monitor.history["hidden1/kernel"]["norm"]
+    assert list(np.isinf(norm)) == [False, False, True, False]
+    assert not np.isnan(norm).any()
+    summary = monitor.report().variables[0]
+    assert (summary.first_nonfinite_step, summary.nonfinite_steps) == (2, 1)
+    assert "first in hidden1/kernel at step 2" in str(monitor.report())
+
+
+def test_steps_skipped_by_the_loss_scale_are_recorded_as_not_applied():
+    model = build()
+    optimizer = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=3.3e38)
+    model.compile(optimizer, nets.LOSS)
+    monitor = GradientMonitor()
+    x, y = nets.examples(STEPS * BATCH)
+    model.fit(1000 * x, y, batch_size=BATCH, verbose=0, callbacks=[monitor])
+    norm = monitor.history["outputs/kernel"]["norm"]
+    applied = int(optimizer.iterations)
+    assert 0 < applied < STEPS == len(norm)
+    assert np.isnan(norm[: STEPS - applied]).all()
+    assert (norm[STEPS - applied :] > 0).all()
+
+
+def test_a_vanishing_gradient_is_not_rounded_to_zero():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(3, use_bias=False, name="hidden1"),
+            layers.Rescaling(1e-28),
+        ]
+    )
+    model.compile(ClipByGlobalNorm(sgd(), LIMIT), "mae")
+    monitor = GradientMonitor()
+    model.fit(np.ones((8, 4)), np.zeros((8, 3)), verbose=0, callbacks=[monitor])
+    (recorded,) = monitor.history.values()
+    assert 1e-30 < recorded["norm"][0] < 1e-27
+    assert recorded["clipped_norm"][0] == recorded["norm"][0]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ("hidden[12]/kernel", None, ["hidden1/kernel", "hidden2/kernel"]),
+        (None, ["hidden.*", ".*/bias"], ["outputs/kernel"]),
+    ],
+)
+def test_patterns_choose_what_is_recorded(include, exclude, expected):
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    monitor = GradientMonitor(include=include, exclude=exclude)
+    fit(model, monitor)
+    assert list(monitor.history) == expected
+    everything = GradientMonitor()
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    fit(model, everything)
+    for path in expected:
+        for name, values in monitor.history[path].items():
+            np.testing.assert_allclose(values, everything.history[path][name], rtol=1e-6)
+
+
+def test_large_weights_are_measured_like_small_ones():
+    """Above 131,072 entries a weight is compared by itself, not in a shared copy."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(40_000, name="wide")(inputs)
+    model = keras.Model(inputs, layers.Dense(nets.CLASSES, name="outputs")(x))
+    model.compile(sgd(), nets.LOSS)
+    before = model.get_weights()
+    monitor = GradientMonitor()
+    x, y = nets.examples(BATCH)
+    model.fit(x[:, :4], y, batch_size=BATCH, verbose=0, callbacks=[monitor])
+    for path, a, b in zip(monitor.history, before, model.get_weights(), strict=True):
+        with np.errstate(divide="ignore"):
+            expected = np.divide(np.linalg.norm(b - a), np.linalg.norm(a))
+        ratio = monitor.history[path]["update_ratio"]
+        np.testing.assert_allclose(ratio, [expected], rtol=1e-4)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_before_the_first_step():
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    before = model.get_weights()
+    with pytest.raises(SelectionError, match="selects no trainable variable"):
+        fit(model, GradientMonitor(include="hidden9"))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fit(model, [])
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "10", None])
+def test_a_flush_interval_that_cannot_work_is_refused(value):
+    with pytest.raises(InvalidArgumentError, match="flush_every="):
+        GradientMonitor(flush_every=value)
+
+
+def test_a_model_without_optimizer_is_refused():
+    model = build()
+    model.compile(optimizer=None, loss=nets.LOSS)
+    with pytest.raises(ModelError, match="no optimizer to watch"):
+        fit(model, GradientMonitor())
+
+
+class TestTensorBoard:
+    def read(self, log_dir):
+        from tensorboard.backend.event_processing import event_accumulator
+
+        events = event_accumulator.EventAccumulator(
+            str(log_dir), size_guidance={"scalars": 0, "tensors": 0}
+        )
+        events.Reload()
+        return {
+            tag: {e.step: e.value for e in events.Scalars(tag)}
+            for tag in events.Tags()["scalars"]
+        }
+
+    def test_it_reads_back_what_was_recorded(self, tmp_path):
+        model = build()
+        model.compile(ClipByGlobalNorm(sgd(), LIMIT), nets.LOSS)
+        monitor = GradientMonitor(log_dir=tmp_path, flush_every=4)
+        fit(model, monitor)
+        scalars = self.read(tmp_path)
+        tags = {
+            "gradient_norm": "norm",
+            "gradient_norm_after_clipping": "clipped_norm",
+            "largest_gradient_entry": "largest_entry",
+            "update_to_weight_ratio": "update_ratio",
+        }
+        assert len(scalars) == 4 * 8
+        for tag, name in tags.items():
+            for path, history in monitor.history.items():
+                expected = {i: v for i, v in enumerate(history[name]) if not math.isnan(v)}
+                assert scalars[f"{tag}/{path}"] == expected
+
+    def test_long_runs_are_written_ever_more_sparsely(self):
+        from tfdeep.callbacks._tensorboard import _is_written
+
+        written = [step for step in range(100_000) if _is_written(step)]
+        assert written[:1024] == list(range(1024))
+        assert len(written) < 5_000
+        assert max(np.diff(written)) <= 100_000 / 512
+
+    def test_without_tensorboard_the_error_says_how_to_get_it(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingDependencyError, match=r"pip install tfdeep\[tensorboard\]"):
+            GradientMonitor(log_dir=tmp_path)
+        GradientMonitor()
+
+
+def test_the_report_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = build()
+    model.compile(ClipByGlobalNorm(sgd(), LIMIT), nets.LOSS)
+    monitor = GradientMonitor()
+    fit(model, monitor)
+    text = str(monitor.report())
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith(f"Gradients over {STEPS} steps")
+    assert "hidden1/kernel" in text
+    assert monitor.report().to_dict()["steps"] == STEPS

@@ -1,0 +1,57 @@
+"""What tfdeep reads of Keras' private attributes.
+
+Checked with Keras 3.8.0, 3.10.0, 3.12.4 and 3.15.1. A new Keras that moves one of
+them fails here first, with the name of what moved.
+"""
+
+import keras
+from keras import layers
+
+from tests import nets
+from tfdeep._core import _keras_internals
+
+
+def test_sublayers_are_the_layers_directly_inside_in_order():
+    model = nets.subclassed()
+    assert [layer.name for layer in _keras_internals.sublayers(model)] == [
+        "hidden1",
+        "hidden2",
+        "hidden3",
+        "outputs",
+    ]
+    nested = nets.nested()
+    names = [layer.name for layer in _keras_internals.sublayers(nested)]
+    assert names[1:] == ["base", "outputs"]
+
+
+def test_the_producer_of_a_tensor_is_the_call_that_made_it():
+    model = nets.residual()
+    node = _keras_internals.producer(model.outputs[0])
+    assert node.operation is model.get_layer("outputs")
+    assert _keras_internals.producer(node.input_tensors[0]).output_tensors[0] is (
+        node.input_tensors[0]
+    )
+
+
+def test_a_node_can_be_called_again_on_other_tensors():
+    inputs = keras.Input((3,))
+    outputs = layers.Concatenate(name="both")([inputs, inputs])
+    node = _keras_internals.producer(outputs)
+    other = keras.Input((5,))
+    assert _keras_internals.call_node(node, {id(inputs): other}).shape == (None, 10)
+
+
+def test_trainable_variables_stay_declared_when_they_are_frozen():
+    layer = layers.BatchNormalization()
+    layer.build((None, 4))
+    layer.trainable = False
+    names = [v.name for v in _keras_internals.declared_trainable(layer)]
+    assert names == ["gamma", "beta"]
+
+
+def test_an_optimizer_knows_what_it_was_built_for():
+    model = nets.functional()
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    built_for = _keras_internals.built_for(optimizer)
+    assert [id(v) for v in built_for] == [id(v) for v in model.trainable_variables]
