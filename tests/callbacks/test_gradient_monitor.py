@@ -288,8 +288,8 @@ def test_steps_skipped_by_the_loss_scale_are_recorded_as_not_applied():
     norm = monitor.history["outputs/kernel"]["norm"]
     applied = int(optimizer.iterations)
     assert 0 < applied < STEPS == len(norm)
-    assert np.isnan(norm[: STEPS - applied]).all()
-    assert (norm[STEPS - applied :] > 0).all()
+    assert (norm > 0).sum() == applied
+    assert np.isnan(norm).sum() == STEPS - applied
 
 
 def test_a_vanishing_gradient_is_not_rounded_to_zero():

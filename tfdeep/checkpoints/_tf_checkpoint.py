@@ -13,6 +13,8 @@ from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_REPEATED = "_all_variables/"
+_TABLE_END = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 
 class TFCheckpointReader(Reader):
@@ -62,14 +64,23 @@ class TFCheckpointReader(Reader):
             if attribute.full_name
         }
         names = {
-            key: full_names.get(key, key.removesuffix(_VALUE))
+            key: full_names.get(key, _attributes(key))
             for key in keys
             if key != _OBJECT_GRAPH
         }
-        # Two objects may hold variables of one name; their keys tell them apart.
+        # Keras' `model.export` stores each variable twice, once in a list of its own.
+        once = {name for key, name in names.items() if not key.startswith(_REPEATED)}
+        names = {
+            key: name
+            for key, name in names.items()
+            if not (key.startswith(_REPEATED) and name in once)
+        }
+        # Keras names the variables of a subclassed model without their layers, and two
+        # objects may hold variables of one name. The attributes that lead to them,
+        # `model/hidden1/_kernel`, tell them apart.
         count = collections.Counter(names.values())
         return {
-            key: name if count[name] == 1 else key.removesuffix(_VALUE)
+            key: name if count[name] == 1 else _attributes(key)
             for key, name in names.items()
         }
 
@@ -80,18 +91,33 @@ class TFCheckpointReader(Reader):
             raise corrupt(self.source, self.format, _first_line(error)) from error
 
 
+def _is_table(path: str) -> bool:
+    """Whether a file ends as TensorFlow's sorted tables do, and with them V1 files."""
+    if os.path.getsize(path) < len(_TABLE_END):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(_TABLE_END), os.SEEK_END)
+        return file.read() == _TABLE_END
+
+
+def _attributes(key: str) -> str:
+    return key.removesuffix(_VALUE).replace("/_", "/")
+
+
 def checkpoint_prefix(source: str) -> str | None:
     """The prefix of the checkpoint that `source` names, or None if it names none.
 
     Args:
-        source: A prefix, its `.index` file, a directory with a `checkpoint` file, or
-            a SavedModel.
+        source: A prefix, its `.index` file, a directory with a `checkpoint` file, a
+            SavedModel, or the one file of the first format.
     """
     saved_model = os.path.join(source, "variables", "variables")
     candidates = [source, source.removesuffix(".index"), saved_model]
     for prefix in candidates:
         if os.path.isfile(f"{prefix}.index"):
             return prefix
+    if os.path.isfile(source) and _is_table(source):
+        return source
     if os.path.isdir(source):
         latest = tf.train.latest_checkpoint(source)
         return None if latest is None else str(latest)
