@@ -30,6 +30,11 @@ def producer(tensor: Any) -> Any:
     return operation._inbound_nodes[node_index]
 
 
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras hands a mask on beside a symbolic tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
 def call_node(node: Any, tensors: dict[int, Any]) -> Any:
     """Calls a node's operation again, with `tensors[id(t)]` in place of each input."""
     args, kwargs = node.arguments.fill_in(tensors)

@@ -174,10 +174,33 @@ def _cut(model: Any) -> tuple[keras.Model, keras.Model, _graph.FrozenPart, list[
                 "noise before them into the dataset; nothing was changed",
             )
         )
+    masked = [_origin(tensor) for tensor in part.boundary if _keras_internals.has_mask(tensor)]
+    if masked:
+        raise ModelError(
+            explain(
+                "What the frozen part gives carries a mask, which a cache would lose.",
+                received=f"masked outputs of {listing(masked)}",
+                expected="a boundary behind the layers that use the mask",
+                fix="freeze up to the layer that ends the sequence, or build the "
+                "embedding with mask_zero=False; nothing was changed",
+            )
+        )
     trunk = keras.Model(_graph.inputs_of(model), part.boundary, name="frozen")
-    boundary = part.boundary if len(part.boundary) > 1 else part.boundary[0]
-    head = keras.Model(boundary, _graph.outputs_of(model), name=f"{model.name}_head")
-    return trunk, head, part, head_nodes
+    return trunk, _head(model, part, head_nodes), part, head_nodes
+
+
+def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
+    """The rest of the graph, from new inputs in the place of the boundary."""
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        for tensor in part.boundary
+    ]
+    tensors = {id(t): x for t, x in zip(part.boundary, inputs, strict=True)}
+    tensors = _graph.replay(nodes, tensors)
+    outputs = keras.tree.map_structure(lambda t: tensors[id(t)], _graph.outputs_of(model))
+    return keras.Model(
+        inputs if len(inputs) > 1 else inputs[0], outputs, name=f"{model.name}_head"
+    )
 
 
 def _acts_in_training(operation: Any) -> bool:

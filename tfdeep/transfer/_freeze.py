@@ -12,7 +12,7 @@ from tfdeep._core._paths import ModelVariable, Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.transfer import _graph
 from tfdeep.transfer._inference_mode import run_as_called, run_as_inference
-from tfdeep.transfer._optimizer_state import keep_training
+from tfdeep.transfer._optimizer_state import fit_to_trainable
 
 _MOST_ROWS = 40
 
@@ -161,9 +161,12 @@ def _change(
     if not to_trainable:
         frozen |= {id(v.variable) for v in variables if v.path in selected}
     _set_flags(model, frozen)
+    try:
+        fit_to_trainable(model)
+    except BaseException:
+        _set_flags(model, before)
+        raise
     inference = _set_inference(model)
-    with model.distribute_strategy.scope():
-        keep_training(model)
     if model.train_function is not None:
         # The compiled step holds the list of variables it was traced with.
         model.make_train_function(force=True)

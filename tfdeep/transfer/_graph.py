@@ -137,6 +137,28 @@ def _without_loose_ends(candidates: list[Any]) -> list[Any]:
     return kept
 
 
+def replay(nodes: list[Any], tensors: dict[int, Any]) -> dict[int, Any]:
+    """Calls the layers of a graph again on other tensors.
+
+    Args:
+        nodes: The calls to repeat, each after those it needs.
+        tensors: By the id of a tensor of the graph, what stands in its place.
+
+    Returns:
+        `tensors` and what the calls gave, by the ids of what they gave first.
+    """
+    tensors = dict(tensors)
+    for node in nodes:
+        if is_half_frozen(node.operation):
+            given = [tensors[id(tensor)] for tensor in node.input_tensors]
+            outputs = _spelled_out(node.operation, given)
+        else:
+            outputs = keras.tree.flatten(_keras_internals.call_node(node, tensors))
+        for old, new in zip(node.output_tensors, outputs, strict=True):
+            tensors[id(old)] = new
+    return tensors
+
+
 def flatten(model: Any) -> Any:
     """A model of the same layers in which half-frozen inner models are spelled out.
 
@@ -146,30 +168,16 @@ def flatten(model: Any) -> Any:
     nodes = graph_nodes(model)
     if not any(is_half_frozen(node.operation) for node in nodes):
         return model
-    tensors = {id(tensor): tensor for tensor in model.inputs}
-    for node in nodes:
-        if is_half_frozen(node.operation):
-            given = [tensors[id(t)] for t in node.input_tensors]
-            outputs = _spelled_out(node.operation, given)
-        else:
-            outputs = keras.tree.flatten(_keras_internals.call_node(node, tensors))
-        tensors |= {
-            id(t): out for t, out in zip(node.output_tensors, outputs, strict=True)
-        }
+    tensors = replay(nodes, {id(tensor): tensor for tensor in model.inputs})
     outputs = keras.tree.map_structure(lambda t: tensors[id(t)], outputs_of(model))
     return keras.Model(inputs_of(model), outputs, name=model.name)
 
 
 def _spelled_out(inner: Any, given: list[Any]) -> list[Any]:
     """Calls the layers of an inner model one by one on the tensors `given`."""
-    inner = flatten(inner)
     tensors = {id(t): x for t, x in zip(inner.inputs, given, strict=True)}
-    for node in graph_nodes(inner):
-        outputs = keras.tree.flatten(_keras_internals.call_node(node, tensors))
-        tensors |= {
-            id(t): out for t, out in zip(node.output_tensors, outputs, strict=True)
-        }
-    return [tensors[id(t)] for t in inner.outputs]
+    tensors = replay(graph_nodes(inner), tensors)
+    return [tensors[id(tensor)] for tensor in inner.outputs]
 
 
 def is_half_frozen(operation: Any) -> bool:
