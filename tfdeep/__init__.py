@@ -15,7 +15,7 @@ if _keras.backend.backend() != "tensorflow":
         "Python starts"
     )
 
-from tfdeep import (  # noqa: E402
+from tfdeep import (
     callbacks,
     checkpoints,
     diagnostics,
@@ -24,9 +24,9 @@ from tfdeep import (  # noqa: E402
     optimizers,
     transfer,
 )
-from tfdeep.checkpoints._restore import restore  # noqa: E402
-from tfdeep.transfer._cache import cache_frozen  # noqa: E402
-from tfdeep.transfer._freeze import freeze, unfreeze  # noqa: E402
+from tfdeep.checkpoints._restore import restore
+from tfdeep.transfer._cache import cache_frozen
+from tfdeep.transfer._freeze import freeze, unfreeze
 
 __all__ = [
     "cache_frozen",

@@ -84,7 +84,11 @@ def dnn(
     dropout = keras.layers.AlphaDropout if is_selu else keras.layers.Dropout
 
     inputs = keras.Input(tuple(input_shape), name="inputs")
-    x = inputs if len(inputs.shape) == 2 else keras.layers.Flatten(name="flatten")(inputs)
+    x = (
+        inputs
+        if len(inputs.shape) == 2
+        else keras.layers.Flatten(name="flatten")(inputs)
+    )
     for i, units in enumerate(hidden_units, start=1):
         # Each layer gets an initializer of its own: a shared one repeats its values.
         initializer = _another(kernel_initializer)
@@ -118,7 +122,9 @@ def dnn(
 
 def _check_units(hidden_units: Sequence[int], num_outputs: int) -> None:
     counts = [*hidden_units, num_outputs]
-    if len(counts) < 2 or any(isinstance(n, bool) or n != int(n) or n < 1 for n in counts):
+    if len(counts) < 2 or any(
+        isinstance(n, bool) or n != int(n) or n < 1 for n in counts
+    ):
         raise InvalidArgumentError(
             explain(
                 "`dnn` cannot build a stack of these sizes.",

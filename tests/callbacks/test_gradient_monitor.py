@@ -56,7 +56,11 @@ def reference(limit=None):
                         np.divide(np.linalg.norm(v.numpy() - w), np.linalg.norm(w)),
                     )
                     for g, c, v, w in zip(
-                        gradients, clipped, model.trainable_variables, before, strict=True
+                        gradients,
+                        clipped,
+                        model.trainable_variables,
+                        before,
+                        strict=True,
                     )
                 ]
             )
@@ -98,9 +102,21 @@ WAYS = {
     "plain, replicas": (sgd, None, {"strategy": two_replicas}),
     "Keras clips": (lambda: sgd(global_clipnorm=LIMIT), LIMIT, {}),
     "wrapped": (lambda: ClipByGlobalNorm(sgd(), LIMIT), LIMIT, {}),
-    "wrapped, XLA": (lambda: ClipByGlobalNorm(sgd(), LIMIT), LIMIT, {"jit_compile": True}),
-    "wrapped twice": (lambda: ClipByValue(ClipByGlobalNorm(sgd(), LIMIT), 1e6), LIMIT, {}),
-    "wrapped, loss scale": (lambda: loss_scaled(ClipByGlobalNorm(sgd(), LIMIT)), LIMIT, {}),
+    "wrapped, XLA": (
+        lambda: ClipByGlobalNorm(sgd(), LIMIT),
+        LIMIT,
+        {"jit_compile": True},
+    ),
+    "wrapped twice": (
+        lambda: ClipByValue(ClipByGlobalNorm(sgd(), LIMIT), 1e6),
+        LIMIT,
+        {},
+    ),
+    "wrapped, loss scale": (
+        lambda: loss_scaled(ClipByGlobalNorm(sgd(), LIMIT)),
+        LIMIT,
+        {},
+    ),
     "wrapped, fixed scale": (
         lambda: ClipByGlobalNorm(sgd(loss_scale_factor=64.0), LIMIT),
         LIMIT,
@@ -137,7 +153,9 @@ def test_it_records_the_gradients_that_train_the_model(way):
     assert np.isnan(np.delete(found[..., 3], DUE, axis=0)).all()
 
 
-@pytest.mark.parametrize("way", ["plain", "wrapped", "wrapped, loss scale", "plain, XLA"])
+@pytest.mark.parametrize(
+    "way", ["plain", "wrapped", "wrapped, loss scale", "plain, XLA"]
+)
 def test_training_is_the_same_with_and_without_it(way):
     optimizer, _, arguments = WAYS[way]
     watched, unwatched = build(), build()
@@ -199,7 +217,9 @@ class TestLeavesTheModelAsItFoundIt:
     def test_after_a_step_that_failed(self):
         model, optimizer = self.compiled()
         with pytest.raises(ValueError):
-            model.fit(np.ones((4, 5)), np.zeros(4), verbose=0, callbacks=[GradientMonitor()])
+            model.fit(
+                np.ones((4, 5)), np.zeros(4), verbose=0, callbacks=[GradientMonitor()]
+            )
         self.check(model, optimizer)
         fit(model, [])
 
@@ -236,15 +256,22 @@ def test_it_may_be_read_while_training_goes_on():
     model.compile(sgd(), nets.LOSS)
     fit(model, [monitor, look])
     assert lengths == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(recorded(monitor)[..., 0], reference()[..., 0], rtol=1e-4)
+    np.testing.assert_allclose(
+        recorded(monitor)[..., 0], reference()[..., 0], rtol=1e-4
+    )
 
 
 def test_a_model_that_builds_itself_in_its_first_step():
-    model = keras.Sequential([layers.Dense(6, name="hidden1"), layers.Dense(nets.CLASSES)])
+    model = keras.Sequential(
+        [layers.Dense(6, name="hidden1"), layers.Dense(nets.CLASSES)]
+    )
     model.compile(sgd(), nets.LOSS)
     monitor = GradientMonitor(include="hidden1")
     fit(model, monitor)
-    assert list(monitor.history) == ["sequential/hidden1/kernel", "sequential/hidden1/bias"]
+    assert list(monitor.history) == [
+        "sequential/hidden1/kernel",
+        "sequential/hidden1/bias",
+    ]
     assert len(monitor.history["sequential/hidden1/bias"]["norm"]) == STEPS
 
 
@@ -252,7 +279,9 @@ def test_a_layer_frozen_during_the_fit_has_no_more_gradient():
     model = build()
     model.compile(sgd(), nets.LOSS)
     freeze = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: epoch == 1 and tfdeep.freeze(model, "hidden1")
+        on_epoch_begin=lambda epoch, logs: (
+            epoch == 1 and tfdeep.freeze(model, "hidden1")
+        )
     )
     monitor = GradientMonitor()
     fit(model, [monitor, freeze], epochs=2)
@@ -327,7 +356,9 @@ def test_patterns_choose_what_is_recorded(include, exclude, expected):
     fit(model, everything)
     for path in expected:
         for name, values in monitor.history[path].items():
-            np.testing.assert_allclose(values, everything.history[path][name], rtol=1e-6)
+            np.testing.assert_allclose(
+                values, everything.history[path][name], rtol=1e-6
+            )
 
 
 def test_large_weights_are_measured_like_small_ones():
@@ -399,7 +430,9 @@ class TestTensorBoard:
         assert len(scalars) == 4 * 8
         for tag, name in tags.items():
             for path, history in monitor.history.items():
-                expected = {i: v for i, v in enumerate(history[name]) if not math.isnan(v)}
+                expected = {
+                    i: v for i, v in enumerate(history[name]) if not math.isnan(v)
+                }
                 assert scalars[f"{tag}/{path}"] == expected
 
     def test_long_runs_are_written_ever_more_sparsely(self):
@@ -410,9 +443,13 @@ class TestTensorBoard:
         assert len(written) < 5_000
         assert max(np.diff(written)) <= 100_000 / 512
 
-    def test_without_tensorboard_the_error_says_how_to_get_it(self, monkeypatch, tmp_path):
+    def test_without_tensorboard_the_error_says_how_to_get_it(
+        self, monkeypatch, tmp_path
+    ):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(MissingDependencyError, match=r"pip install tfdeep\[tensorboard\]"):
+        with pytest.raises(
+            MissingDependencyError, match=r"pip install tfdeep\[tensorboard\]"
+        ):
             GradientMonitor(log_dir=tmp_path)
         GradientMonitor()
 

@@ -27,7 +27,9 @@ def object_checkpoint(model, directory):
 def managed_checkpoint(model, directory):
     """A directory with a `checkpoint` file that names the latest."""
     path = str(pathlib.Path(directory) / "managed")
-    manager = tf.train.CheckpointManager(tf.train.Checkpoint(model), path, max_to_keep=1)
+    manager = tf.train.CheckpointManager(
+        tf.train.Checkpoint(model), path, max_to_keep=1
+    )
     manager.save()
     return path
 

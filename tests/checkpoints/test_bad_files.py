@@ -1,4 +1,4 @@
-"""Files that are no checkpoints, are cut short, damaged, or reach outside themselves."""
+"""Files that are something else, cut short or damaged, or reach outside themselves."""
 
 import pathlib
 import shutil
@@ -68,7 +68,9 @@ def every_file(kind, directory):
     return path, sorted(data[0].parent.glob(data[0].name + ".*"))
 
 
-@pytest.mark.parametrize("kind", ["weights_h5", "keras", "object_checkpoint", "tf1_saver"])
+@pytest.mark.parametrize(
+    "kind", ["weights_h5", "keras", "object_checkpoint", "tf1_saver"]
+)
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.7, 0.99])
 def test_a_file_that_is_cut_short(kind, part, tmp_path):
     path, data = every_file(kind, tmp_path)
@@ -96,7 +98,9 @@ def test_damaged_values_are_found_where_the_format_has_checksums(kind, tmp_path)
     refused(path, CorruptFileError)
 
 
-@pytest.mark.parametrize("kind", ["weights_h5", "keras", "object_checkpoint", "tf1_saver"])
+@pytest.mark.parametrize(
+    "kind", ["weights_h5", "keras", "object_checkpoint", "tf1_saver"]
+)
 def test_random_damage_gives_one_kind_of_error_or_the_right_values(kind, tmp_path):
     """A short run; a file without checksum may also give other values, unverified."""
     path, data = every_file(kind, tmp_path)
@@ -173,13 +177,17 @@ class TestHDF5ThatReachesOutside:
             file["x"] = np.zeros((8, 6), "f4")
         layout = h5py.VirtualLayout((8, 6), "f4")
         layout[:] = h5py.VirtualSource(str(other), "x", shape=(8, 6))
-        self.replace_kernel(path, lambda group: group.create_virtual_dataset("0", layout))
+        self.replace_kernel(
+            path, lambda group: group.create_virtual_dataset("0", layout)
+        )
         refused(path, UnsafeFileError, "values kept in another file")
 
     def test_a_huge_declared_shape_is_refused_before_it_is_read(self, path):
         self.replace_kernel(
             path,
-            lambda group: group.create_dataset("0", (2**20, 2**20), "f4", chunks=(64, 64)),
+            lambda group: group.create_dataset(
+                "0", (2**20, 2**20), "f4", chunks=(64, 64)
+            ),
         )
         with pytest.raises(tfdeep.errors.MismatchError, match="shape"):
             tfdeep.restore(nets.functional(), path)

@@ -8,7 +8,12 @@ from keras import layers
 import tfdeep
 from tests import nets
 from tests.checkpoints import files
-from tfdeep.errors import InvalidArgumentError, MismatchError, ModelError, SelectionError
+from tfdeep.errors import (
+    InvalidArgumentError,
+    MismatchError,
+    ModelError,
+    SelectionError,
+)
 
 MODELS = {
     "functional": nets.functional,
@@ -60,7 +65,7 @@ def test_batch_normalization_and_its_averages(kind, tmp_path):
 
 
 def composite():
-    """Layers inside layers, inner models, and layers that number their weights alike."""
+    """Layers inside layers, inner models, and weights that are numbered alike."""
     inputs = keras.Input((6, 4))
     base = keras.Sequential(
         [
@@ -78,7 +83,9 @@ def composite():
     return keras.Model(inputs, layers.Dense(2, name="outputs")(x))
 
 
-@pytest.mark.parametrize("kind", ["weights_h5", "keras", "object_checkpoint", "saved_model"])
+@pytest.mark.parametrize(
+    "kind", ["weights_h5", "keras", "object_checkpoint", "saved_model"]
+)
 def test_layers_within_layers(kind, tmp_path):
     written, model = composite(), composite()
     path = files.WRITERS[kind](written, tmp_path)
@@ -240,7 +247,9 @@ MISFITS = {
 @pytest.mark.parametrize("kind", ["weights_h5", "keras", "tf1_saver"])
 def test_what_does_not_fit_is_an_error_that_changes_nothing(misfit, kind, tmp_path):
     if kind == "tf1_saver" and misfit in ("no bias", "class"):
-        pytest.skip("this format names each variable, so nothing can be taken for another")
+        pytest.skip(
+            "this format names each variable, so nothing can be taken for another"
+        )
     path = files.WRITERS[kind](nets.functional(), tmp_path)
     changes, reason = MISFITS[misfit]
     model = changed(**changes)
@@ -272,7 +281,9 @@ def test_layers_of_one_shape_in_another_order_go_to_their_names(tmp_path):
 def test_a_normalization_with_other_parts_is_not_filled_by_position(tmp_path):
     def model(**arguments):
         inputs = keras.Input((4,))
-        return keras.Model(inputs, layers.BatchNormalization(name="norm", **arguments)(inputs))
+        return keras.Model(
+            inputs, layers.BatchNormalization(name="norm", **arguments)(inputs)
+        )
 
     path = files.weights_h5(model(scale=False), tmp_path)
     with pytest.raises(MismatchError, match="the file's layer has 3 variables"):

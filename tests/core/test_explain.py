@@ -20,7 +20,9 @@ def raised_errors():
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in names:
-                yield pytest.param(node, id=f"{path.relative_to(PACKAGE)}:{node.lineno}")
+                yield pytest.param(
+                    node, id=f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                )
 
 
 @pytest.mark.parametrize("node", raised_errors())

@@ -22,7 +22,10 @@ def test_norms_and_largest_entries_of_any_shapes(gradients):
     tensors = [tf.constant(g) for g in gradients]
     wide = [g.astype("float64") for g in gradients]
     np.testing.assert_allclose(
-        _gradients.l2_norms(tensors), [np.linalg.norm(g) for g in wide], rtol=1e-5, atol=1e-20
+        _gradients.l2_norms(tensors),
+        [np.linalg.norm(g) for g in wide],
+        rtol=1e-5,
+        atol=1e-20,
     )
     np.testing.assert_array_equal(
         _gradients.largest_entries(tensors), [np.abs(g).max() for g in gradients]

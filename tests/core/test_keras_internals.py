@@ -28,8 +28,9 @@ def test_the_producer_of_a_tensor_is_the_call_that_made_it():
     model = nets.residual()
     node = _keras_internals.producer(model.outputs[0])
     assert node.operation is model.get_layer("outputs")
-    assert _keras_internals.producer(node.input_tensors[0]).output_tensors[0] is (
-        node.input_tensors[0]
+    assert (
+        _keras_internals.producer(node.input_tensors[0]).output_tensors[0]
+        is (node.input_tensors[0])
     )
 
 

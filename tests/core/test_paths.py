@@ -39,7 +39,9 @@ def test_a_pattern_matches_whole_components_from_the_start(include, expected):
     assert select(PATHS, include) == expected
 
 
-@pytest.mark.parametrize("pattern", ["hidden", "idden1", "kernel", "hidden1/ker", "block2"])
+@pytest.mark.parametrize(
+    "pattern", ["hidden", "idden1", "kernel", "hidden1/ker", "block2"]
+)
 def test_a_part_of_a_component_does_not_match(pattern):
     with pytest.raises(SelectionError, match="selects no variable"):
         select(PATHS, pattern)
@@ -75,7 +77,9 @@ def test_bad_patterns_are_refused(include, exclude, message):
 
 
 names = st.text("ab1_", min_size=1, max_size=4)
-paths = st.lists(st.lists(names, min_size=1, max_size=4).map("/".join), min_size=1, unique=True)
+paths = st.lists(
+    st.lists(names, min_size=1, max_size=4).map("/".join), min_size=1, unique=True
+)
 
 
 @given(paths, st.data())
@@ -88,7 +92,9 @@ def test_the_leading_components_of_a_path_select_all_below_them(paths, data):
 
 
 @pytest.mark.parametrize(
-    "build", [nets.functional, nets.sequential, nets.subclassed], ids=lambda f: f.__name__
+    "build",
+    [nets.functional, nets.sequential, nets.subclassed],
+    ids=lambda f: f.__name__,
 )
 def test_paths_are_the_same_for_every_kind_of_model(build):
     assert [v.path for v in model_variables(build())] == [
@@ -118,7 +124,11 @@ def test_paths_name_the_layers_around_a_variable():
     x = layers.MultiHeadAttention(1, 2, name="attention")(base(outer), base(outer))
     model = keras.Model(outer, layers.Bidirectional(layers.LSTM(2), name="both")(x))
     found = [v.path for v in model_variables(model)]
-    assert found[:3] == ["base/block/gain", "base/block/dense/kernel", "base/block/dense/bias"]
+    assert found[:3] == [
+        "base/block/gain",
+        "base/block/dense/kernel",
+        "base/block/dense/bias",
+    ]
     assert "attention/query/kernel" in found
     assert "both/forward_lstm/lstm_cell/kernel" in found
     assert len(found) == len(set(found)) == len(model.weights)

@@ -8,7 +8,12 @@ from keras import layers
 
 from tests import nets
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.optimizers import ClipByGlobalNorm, ClipByNorm, ClipByValue, OptimizerWrapper
+from tfdeep.optimizers import (
+    ClipByGlobalNorm,
+    ClipByNorm,
+    ClipByValue,
+    OptimizerWrapper,
+)
 
 SGD = keras.optimizers.SGD
 CLIPS = {
@@ -35,12 +40,16 @@ def reference(clip, gradients, limit):
 @pytest.mark.parametrize("limit", [1e-3, 0.7, 1.9, 50.0])
 def test_one_step_is_the_definition(clip, limit):
     rng = np.random.default_rng(0)
-    gradients = [rng.normal(size=s).astype("float32") for s in [(3, 4), (4,), (4, 2), (2,)]]
+    gradients = [
+        rng.normal(size=s).astype("float32") for s in [(3, 4), (4,), (4, 2), (2,)]
+    ]
     variables = [keras.Variable(np.zeros_like(g)) for g in gradients]
     wrapper, argument, _, _ = CLIPS[clip]
     optimizer = wrapper(SGD(1.0), **{argument: limit})
     optimizer.apply([tf.constant(g) for g in gradients], variables)
-    for variable, expected in zip(variables, reference(clip, gradients, limit), strict=True):
+    for variable, expected in zip(
+        variables, reference(clip, gradients, limit), strict=True
+    ):
         np.testing.assert_allclose(variable.numpy(), -expected, rtol=1e-5, atol=1e-9)
 
 
@@ -61,7 +70,9 @@ def test_training_equals_keras_own_clipping_on_one_device(clip, inner, jit_compi
     inner = getattr(keras.optimizers, inner)
     ours, theirs = nets.functional(), nets.functional()
     theirs.set_weights(ours.get_weights())
-    ours.compile(wrapper(inner(0.05), **{argument: limit}), nets.LOSS, jit_compile=jit_compile)
+    ours.compile(
+        wrapper(inner(0.05), **{argument: limit}), nets.LOSS, jit_compile=jit_compile
+    )
     theirs.compile(inner(0.05, **{keras_argument: limit}), nets.LOSS)
     for model in (ours, theirs):
         model.fit(nets.dataset(), epochs=3, shuffle=False, verbose=0)
@@ -70,7 +81,7 @@ def test_training_equals_keras_own_clipping_on_one_device(clip, inner, jit_compi
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_global_norm_is_that_of_the_summed_gradient(replicas):
-    """Keras clips each replica by itself: two replicas take a step of up to twice that."""
+    """Keras clips each replica by itself: two of them step up to twice as far."""
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
     with strategy.scope():
         model = nets.functional()
@@ -115,9 +126,11 @@ def test_the_state_is_saved_once(tmp_path):
     with h5py.File(tmp_path / "net.weights.h5") as file:
         sizes = {}
         file["optimizer"].visititems(
-            lambda name, item: sizes.update({name: item.size})
-            if isinstance(item, h5py.Dataset)
-            else None
+            lambda name, item: (
+                sizes.update({name: item.size})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
         )
     moments = 2 * model.count_params()
     assert moments <= sum(sizes.values()) <= moments + 8

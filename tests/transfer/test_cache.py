@@ -78,7 +78,13 @@ def test_cached_training_equals_frozen_training(net, optimizer, weighted):
     head.fit(features, epochs=5, shuffle=False, verbose=0)
 
     assert nets.largest_difference(model, uncached) <= 1e-6
-    assert max(np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)) > 0.01
+    assert (
+        max(
+            np.abs(a - b).max()
+            for a, b in zip(before, model.get_weights(), strict=True)
+        )
+        > 0.01
+    )
     assert [tensor.layer for tensor in report.boundary] == boundary
     assert (report.examples, report.batches) == (104, 7)
     x, _ = nets.examples(32)
@@ -134,9 +140,14 @@ def test_features_labels_and_weights_are_passed_through_in_order():
 def test_batches_of_any_sizes_are_kept(sizes):
     x, y = nets.examples(sum(sizes))
     ends = np.cumsum(sizes)
-    spec = tf.TensorSpec([None, nets.INPUTS], tf.float32), tf.TensorSpec([None], tf.int64)
+    spec = (
+        tf.TensorSpec([None, nets.INPUTS], tf.float32),
+        tf.TensorSpec([None], tf.int64),
+    )
     data = tf.data.Dataset.from_generator(
-        lambda: ((x[e - n : e], y[e - n : e]) for n, e in zip(sizes, ends, strict=True)),
+        lambda: (
+            (x[e - n : e], y[e - n : e]) for n, e in zip(sizes, ends, strict=True)
+        ),
         output_signature=spec,
     ).apply(tf.data.experimental.assert_cardinality(len(sizes)))
     model = nets.functional()
@@ -224,8 +235,12 @@ class TestRefused:
 
     def test_nothing_or_everything_frozen(self):
         self.check(ModelError, "nothing is frozen", nets.functional(), nets.dataset())
-        self.check(ModelError, "nothing is frozen", self.frozen("outputs"), nets.dataset())
-        self.check(ModelError, "everything is frozen", self.frozen(None), nets.dataset())
+        self.check(
+            ModelError, "nothing is frozen", self.frozen("outputs"), nets.dataset()
+        )
+        self.check(
+            ModelError, "everything is frozen", self.frozen(None), nets.dataset()
+        )
 
     def test_a_subclassed_model(self):
         model = nets.subclassed()

@@ -53,7 +53,9 @@ def test_frozen_variables_stay_as_they_are(build, fitted, optimizer):
     report = tfdeep.freeze(model, include="hidden[12]")
     before = values(model)
     fit(model, epochs=2)
-    expected = {f"{layer}/{w}" for layer in ("hidden3", "outputs") for w in ("kernel", "bias")}
+    expected = {
+        f"{layer}/{w}" for layer in ("hidden3", "outputs") for w in ("kernel", "bias")
+    }
     assert moved(before, values(model)) == expected
     assert set(report.trainable) == expected
     assert set(report.frozen) | expected == set(before)
@@ -86,7 +88,9 @@ class TestUnfreezingWhatTheOptimizerDoesNotKnow:
             lambda: keras.optimizers.SGD(
                 keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5), momentum=0.9
             ),
-            lambda: tfdeep.optimizers.ClipByGlobalNorm(keras.optimizers.Adam(0.01), 1.0),
+            lambda: tfdeep.optimizers.ClipByGlobalNorm(
+                keras.optimizers.Adam(0.01), 1.0
+            ),
             lambda: keras.optimizers.LossScaleOptimizer(
                 tfdeep.optimizers.ClipByNorm(keras.optimizers.Adam(0.01), 1.0)
             ),
@@ -113,7 +117,10 @@ class TestUnfreezingWhatTheOptimizerDoesNotKnow:
         assert int(optimizer.iterations) == 6
         before = values(model)
         fit(model)
-        assert moved(before, values(model)) == set(before) - {"hidden1/kernel", "hidden1/bias"}
+        assert moved(before, values(model)) == set(before) - {
+            "hidden1/kernel",
+            "hidden1/bias",
+        }
         assert int(optimizer.iterations) == 12
 
     def test_saved_afterwards_it_goes_on_the_same(self, tmp_path):
@@ -233,9 +240,12 @@ class TestTheFrozenPartRunsAsAtInference:
         "layer",
         [
             lambda: layers.LSTM(4, dropout=0.5, name="frozen"),
-            lambda: layers.Bidirectional(layers.GRU(4, recurrent_dropout=0.5), name="frozen"),
+            lambda: layers.Bidirectional(
+                layers.GRU(4, recurrent_dropout=0.5), name="frozen"
+            ),
             lambda: keras.Sequential(
-                [layers.Dense(4), layers.GaussianNoise(1.0), layers.Flatten()], name="frozen"
+                [layers.Dense(4), layers.GaussianNoise(1.0), layers.Flatten()],
+                name="frozen",
             ),
         ],
         ids=["LSTM", "Bidirectional", "Sequential"],
@@ -261,7 +271,9 @@ class TestTheFrozenPartRunsAsAtInference:
                 return self.dropout(self.dense(x))
 
         inputs = keras.Input((3,))
-        model = keras.Model(inputs, layers.Dense(2, name="outputs")(Block(name="block")(inputs)))
+        model = keras.Model(
+            inputs, layers.Dense(2, name="outputs")(Block(name="block")(inputs))
+        )
         tfdeep.freeze(model, include="block")
         x = np.ones((8, 3), "float32")
         np.testing.assert_array_equal(model(x, training=True), model(x, training=False))

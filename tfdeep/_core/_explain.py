@@ -23,12 +23,7 @@ def explain(what: str, received: str, expected: str, fix: str) -> str:
       Expected: a number > 0
       To mend:  clip_norm=1.0
     """
-    return (
-        f"{what}\n"
-        f"  Received: {received}\n"
-        f"  Expected: {expected}\n"
-        f"  To mend:  {fix}"
-    )
+    return f"{what}\n  Received: {received}\n  Expected: {expected}\n  To mend:  {fix}"
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

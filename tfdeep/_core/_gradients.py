@@ -80,7 +80,9 @@ def sum_repeated_rows(slices: tf.IndexedSlices) -> tf.Tensor:
     """
     order = tf.argsort(slices.indices)
     ids = tf.gather(slices.indices, order)
-    is_new = tf.concat([tf.zeros([1], tf.int32), tf.cast(ids[1:] != ids[:-1], tf.int32)], 0)
+    is_new = tf.concat(
+        [tf.zeros([1], tf.int32), tf.cast(ids[1:] != ids[:-1], tf.int32)], 0
+    )
     return tf.math.unsorted_segment_sum(
         tf.gather(slices.values, order), tf.cumsum(is_new), tf.shape(ids)[0]
     )
@@ -89,7 +91,8 @@ def sum_repeated_rows(slices: tf.IndexedSlices) -> tf.Tensor:
 def _measurable(gradients: Sequence[Gradient]) -> list[tf.Tensor]:
     """Dense tensors of one floating type, wide enough to hold a sum of squares."""
     tensors = [
-        sum_repeated_rows(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients
+        sum_repeated_rows(g) if isinstance(g, tf.IndexedSlices) else g
+        for g in gradients
     ]
     wide = any(tensor.dtype == tf.float64 for tensor in tensors)
     return [tf.cast(tensor, tf.float64 if wide else tf.float32) for tensor in tensors]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+from typing import Any
 
 import keras
 import numpy as np
+
+from tfdeep._core._explain import explain
+from tfdeep.errors import DataError
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 
@@ -44,8 +48,7 @@ def load_tasks(dataset: str) -> tuple[Task, Task]:
 
 def _load(dataset: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     if dataset != "digits":
-        loaded = getattr(keras.datasets, dataset).load_data()
-        (x_train, y_train), (x_test, y_test) = loaded
+        (x_train, y_train), (x_test, y_test) = _download(dataset)
         return (
             (x_train.astype("float32") / 255, y_train.ravel()),
             (x_test.astype("float32") / 255, y_test.ravel()),
@@ -58,6 +61,20 @@ def _load(dataset: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]
     order = np.random.RandomState(0).permutation(len(images))
     train, test = order[600:], order[:600]
     return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _download(dataset: str) -> Any:
+    try:
+        return getattr(keras.datasets, dataset).load_data()
+    except Exception as error:  # Keras raises nothing more special
+        raise DataError(
+            explain(
+                f"Keras could not get the images of {dataset}.",
+                received=str(error),
+                expected="a connection, or the files in ~/.keras/datasets",
+                fix="`tfdeep demo` with the digits that ship with it",
+            )
+        ) from error
 
 
 def _task(

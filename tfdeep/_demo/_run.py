@@ -95,7 +95,15 @@ def run_demo(
         say(f"   test accuracy {source_accuracy:.3f}; saved to {weights}\n")
 
         runs = [
-            _Runs(target, weights, seed + i, epochs, output, started, say if i == 0 else _silent)
+            _Runs(
+                target,
+                weights,
+                seed + i,
+                epochs,
+                output,
+                started,
+                say if i == 0 else _silent,
+            )
             for i in range(num_seeds)
         ]
     result = DemoResult(
@@ -231,7 +239,9 @@ def _say_results(
         )
         for way, values in result.accuracies.items()
     ]
-    best = max(result.accuracies, key=lambda way: statistics.mean(result.accuracies[way]))
+    best = max(
+        result.accuracies, key=lambda way: statistics.mean(result.accuracies[way])
+    )
     say("\n5. Four ways to train the target task\n")
     say(
         render_table(

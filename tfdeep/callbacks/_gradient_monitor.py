@@ -134,7 +134,10 @@ class GradientMonitor(keras.callbacks.Callback):
         """What the recorded numbers say about each variable, as a table."""
         history = self.history
         return summarize(
-            {path: history[key] for path, key in zip(self._paths, self._keys)}
+            {
+                path: history[key]
+                for path, key in zip(self._paths, self._keys, strict=True)
+            }
         )
 
     # What Keras calls.
@@ -163,6 +166,8 @@ class GradientMonitor(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._batch_begin = batch
+        if self._watched is None or self._recorder is None:
+            return
         if self.model.train_function is not self._watched:
             # Another callback had the train step traced anew.
             self._watched = WatchedTrainFunction.of(self.model, self._recorder)

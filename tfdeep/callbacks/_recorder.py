@@ -310,9 +310,7 @@ def _replace(
 
 def _local(value: tf.Tensor) -> tf.Variable:
     """A variable that every replica writes by itself, with the same value."""
-    return tf.Variable(
-        value, trainable=False, aggregation=tf.VariableAggregation.NONE
-    )
+    return tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.NONE)
 
 
 def _accumulates(optimizer: Any) -> bool:

@@ -31,7 +31,7 @@ class WatchedTrainFunction:
         self._recorders: list[StepRecorder] = []
         self._was_called = False
         own = model.train_function
-        self._own = own._own if isinstance(own, WatchedTrainFunction) else own
+        self._own: Any = own._own if isinstance(own, WatchedTrainFunction) else own
         model.make_train_function(force=True)  # a step that is not traced yet
         self._recorded = model.train_function
         model.train_function = self

@@ -76,4 +76,6 @@ def open(source: str | os.PathLike[str]) -> Reader:
 def _what_is(path: str) -> str:
     if os.path.isdir(path):
         return "a directory without a checkpoint"
-    return "an unknown kind of file" if os.path.isfile(path) else "there is no such file"
+    return (
+        "an unknown kind of file" if os.path.isfile(path) else "there is no such file"
+    )

@@ -126,9 +126,7 @@ def make_plan(
             mismatched.append(Mismatch(target.path, tensor.name, reason))
             continue
         matched.append(
-            Match(
-                target.path, tensor.name, tensor.location, tensor.shape, tensor.dtype
-            )
+            Match(target.path, tensor.name, tensor.location, tensor.shape, tensor.dtype)
         )
     unused = tuple(tensor.name for tensor in tensors if tensor.name not in used)
     return RestorePlan(tuple(matched), tuple(missing), tuple(mismatched), unused)
@@ -183,9 +181,7 @@ def _renamer(names: Sequence[str], rename: Rename) -> Callable[[str], str]:
     return renamed
 
 
-def _common_prefix(
-    targets: Sequence[Target], by_name: Mapping[str, TensorInfo]
-) -> str:
+def _common_prefix(targets: Sequence[Target], by_name: Mapping[str, TensorInfo]) -> str:
     """What the file's names have in front of the model's: "" or "scope/"."""
     wanted = {name: target.path for target in targets for name in target.names}
     found: dict[str, set[str]] = collections.defaultdict(set)
@@ -240,4 +236,6 @@ def _why_not(target: Target, tensor: TensorInfo) -> str | None:
 
 def _may_be(in_file: str | None, in_model: str) -> bool:
     """Whether `multi_head_attention` in a file may mean `MultiHeadAttention`."""
-    return in_file is None or in_file.replace("_", "") == in_model.replace("_", "").lower()
+    return (
+        in_file is None or in_file.replace("_", "") == in_model.replace("_", "").lower()
+    )

@@ -68,7 +68,7 @@ class Reader(abc.ABC):
             CorruptFileError: If the values cannot be read as the file declares them.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every reader holds a file
         """Closes the file."""
 
     def __enter__(self) -> Reader:

@@ -200,7 +200,11 @@ def _mismatch(report: RestoreReport, targets: Sequence[Target]) -> MismatchError
     report = dataclasses.replace(report, dry_run=True)
     faults = [f"{m.path}: {m.reason}" for m in report.mismatched]
     faults += [f"{path}: missing in the file" for path in report.missing]
-    near = [name for path in report.missing for name in _paths.nearest(path, report.unused, 2)]
+    near = [
+        name
+        for path in report.missing
+        for name in _paths.nearest(path, report.unused, 2)
+    ]
     hint = f"; names left in the file: {listing(dict.fromkeys(near))}" if near else ""
     return MismatchError(
         explain(

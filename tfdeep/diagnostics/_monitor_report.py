@@ -77,11 +77,31 @@ class MonitorReport(Record):
 
 
 def summarize(history: History) -> MonitorReport:
-    """Sums up recorded gradients.
+    """Sums up recorded gradients, for a table of them or for rules of one's own.
 
     Args:
-        history: By variable, the arrays `norm`, `clipped_norm`, `largest_entry` and
-            `update_ratio`, one value a step.
+        history: `GradientMonitor.history`: by variable, the arrays `norm`,
+            `clipped_norm`, `largest_entry` (in gradient units) and `update_ratio`,
+            one value a step.
+
+    Returns:
+        A `MonitorReport`, which prints as a table.
+
+    Example:
+
+    >>> norm = np.array([4.0, 2.0, 1.0, 1.0])
+    >>> ratio = np.full(4, 1e-3)
+    >>> report = tfdeep.diagnostics.summarize(
+    ...     {"hidden1/kernel": {
+    ...         "norm": norm,
+    ...         "clipped_norm": np.minimum(norm, 2.0),
+    ...         "largest_entry": norm / 2,
+    ...         "update_ratio": ratio,
+    ...     }}
+    ... )
+    >>> summary = report.variables[0]
+    >>> summary.norm_at_start, summary.norm_at_end, summary.clipped_fraction
+    (4.0, 1.0, 0.25)
     """
     summaries = tuple(_summary(path, recorded) for path, recorded in history.items())
     steps = max((len(r["norm"]) for r in history.values() if "norm" in r), default=0)

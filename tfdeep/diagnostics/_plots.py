@@ -15,10 +15,11 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     """Draws the gradient norm of each layer's kernel over the steps.
 
     Layers run from dark (near the input) to light (near the output), so that a
-    gradient that shrinks or grows with depth shows as an ordered fan.
+    gradient that shrinks or grows with depth shows as an ordered fan. Thin lines are
+    the steps, thick ones their running median.
 
     Args:
-        history: `GradientMonitor.history`.
+        history: `GradientMonitor.history`. Biases are left out.
         title: Title of the figure.
 
     Returns:
@@ -26,6 +27,12 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
+
+    Example:
+
+    >>> history = {"hidden1/kernel": {"norm": np.array([2.0, 1.0, 0.5])}}
+    >>> figure = tfdeep.diagnostics.plot_gradient_norms(history)
+    >>> figure.savefig(tmp_path / "norms.png")
     """
     try:
         from matplotlib import colormaps
@@ -47,7 +54,8 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     for shade, (path, recorded) in zip(shades, shown.items(), strict=True):
         norm = np.where(np.isfinite(recorded["norm"]), recorded["norm"], np.nan)
         label = path if len(shown) <= 20 else None
-        axes.plot(norm, color=shade, linewidth=1, label=label)
+        axes.plot(norm, color=shade, linewidth=0.5, alpha=0.4)
+        axes.plot(_running_median(norm), color=shade, linewidth=1.5, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("L2 norm of the gradient")
@@ -56,3 +64,14 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     if len(shown) <= 20:
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """The median of each value and its neighbours, a fortieth of all on either side."""
+    reach = max(len(values) // 40, 1)
+    padded = np.pad(values.astype(float), reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    known = ~np.isnan(windows).all(axis=1)
+    median = np.full(len(values), np.nan)
+    median[known] = np.nanmedian(windows[known], axis=1)
+    return median

@@ -206,7 +206,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
 
 def _trained(gradients: list[Gradient | None], variables: list[Any]) -> list[int]:
-    """Where there is a gradient, and it is one (Keras' float8 scales are no weights)."""
+    """The places that have a gradient (what Keras hands on for float8 is none)."""
     return [
         i
         for i, (gradient, variable) in enumerate(zip(gradients, variables, strict=True))
@@ -261,8 +261,8 @@ def _checked(inner: Any, wrapper: str) -> Any:
                 "would be unscaled twice.",
                 received="inner_optimizer=LossScaleOptimizer(...)",
                 expected="the optimizer without loss scaling",
-                fix=f"`LossScaleOptimizer({wrapper}(optimizer, ...))`, or let `compile` "
-                "add the loss scaling under a mixed_float16 policy",
+                fix=f"`LossScaleOptimizer({wrapper}(optimizer, ...))`, or let "
+                "`compile` add the loss scaling under a mixed_float16 policy",
             )
         )
     for argument, consequence in _NOT_INSIDE.items():

@@ -174,7 +174,9 @@ def _cut(model: Any) -> tuple[keras.Model, keras.Model, _graph.FrozenPart, list[
                 "noise before them into the dataset; nothing was changed",
             )
         )
-    masked = [_origin(tensor) for tensor in part.boundary if _keras_internals.has_mask(tensor)]
+    masked = [
+        _origin(tensor) for tensor in part.boundary if _keras_internals.has_mask(tensor)
+    ]
     if masked:
         raise ModelError(
             explain(
@@ -197,7 +199,9 @@ def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
     ]
     tensors = {id(t): x for t, x in zip(part.boundary, inputs, strict=True)}
     tensors = _graph.replay(nodes, tensors)
-    outputs = keras.tree.map_structure(lambda t: tensors[id(t)], _graph.outputs_of(model))
+    outputs = keras.tree.map_structure(
+        lambda t: tensors[id(t)], _graph.outputs_of(model)
+    )
     return keras.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs, name=f"{model.name}_head"
     )
@@ -360,7 +364,7 @@ def _rows(batch: tuple[Any, ...]) -> tf.Tensor:
 
 
 def _weighted(nodes: Sequence[Any]) -> tuple[str, ...]:
-    names = [n.operation.name for n in nodes if getattr(n.operation, "weights", ())]
+    names = [n.operation.name for n in nodes if _graph.has_weights(n)]
     return tuple(dict.fromkeys(names))
 
 

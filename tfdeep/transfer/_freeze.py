@@ -266,15 +266,17 @@ def _layer_state(
     trained: set[int],
 ) -> LayerState:
     def count(ids: set[int]) -> int:
-        return sum(math.prod(v.variable.shape) for v in variables if id(v.variable) in ids)
+        return sum(
+            math.prod(v.variable.shape) for v in variables if id(v.variable) in ids
+        )
 
     has_frozen = any(id(v.variable) in after for v in variables)
     has_trained = any(id(v.variable) in trained for v in variables)
     return LayerState(
         path=path,
-        state="in part" if has_frozen and has_trained else (
-            "frozen" if has_frozen else "trainable"
-        ),
+        state="in part"
+        if has_frozen and has_trained
+        else ("frozen" if has_frozen else "trainable"),
         frozen=count(after),
         trainable=count(trained),
         changed=any(id(v.variable) in before ^ after for v in variables),

@@ -28,7 +28,7 @@ class FrozenPart:
     @property
     def weighted(self) -> list[Any]:
         """The layers in it that have weights."""
-        return [n.operation for n in self.nodes if getattr(n.operation, "weights", ())]
+        return [n.operation for n in self.nodes if has_weights(n)]
 
     def between(self) -> list[Any]:
         """The layers without weights that stand between layers with weights.
@@ -43,12 +43,17 @@ class FrozenPart:
                 id(_keras_internals.producer(tensor)) in has_weights_below
                 for tensor in node.input_tensors
             )
-            weighted = bool(getattr(node.operation, "weights", ()))
+            weighted = has_weights(node)
             if inner or weighted:
                 has_weights_below.add(id(node))
             if inner and not weighted and isinstance(node.operation, keras.Layer):
                 found.append(node.operation)
         return found
+
+
+def has_weights(node: Any) -> bool:
+    """Whether a node calls a layer that has weights."""
+    return bool(getattr(node.operation, "weights", None))
 
 
 def graph_nodes(model: Any) -> list[Any]:
@@ -102,8 +107,10 @@ def frozen_part(model: Any) -> FrozenPart:
     frozen_tensors = set(inputs)
     candidates = []
     for node in nodes:
-        is_trainable = bool(getattr(node.operation, "trainable_weights", ()))
-        if not is_trainable and all(id(t) in frozen_tensors for t in node.input_tensors):
+        is_trainable = bool(getattr(node.operation, "trainable_weights", None))
+        if not is_trainable and all(
+            id(t) in frozen_tensors for t in node.input_tensors
+        ):
             candidates.append(node)
             frozen_tensors.update(id(t) for t in node.output_tensors)
 
@@ -119,7 +126,7 @@ def _without_loose_ends(candidates: list[Any]) -> list[Any]:
     """Leaves out what only acts in training and leads to no frozen weights."""
     leads_to_weights: set[int] = set()
     for node in reversed(candidates):
-        if id(node) in leads_to_weights or getattr(node.operation, "weights", ()):
+        if id(node) in leads_to_weights or has_weights(node):
             leads_to_weights.add(id(node))
             for tensor in node.input_tensors:
                 leads_to_weights.add(id(_keras_internals.producer(tensor)))
