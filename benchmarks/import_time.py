@@ -32,7 +32,8 @@ def main():
             check=True,
         )
         seconds.append(float(run.stdout))
-    print(f"import tfdeep after import keras: median {statistics.median(seconds):.3f} s")
+    median = statistics.median(seconds)
+    print(f"import tfdeep after import keras: median {median:.3f} s")
     print(f"({min(seconds):.3f} to {max(seconds):.3f} in {ROUNDS} runs; at most 0.1)")
 
 
