@@ -315,7 +315,7 @@ def test_steps_skipped_by_the_loss_scale_are_recorded_as_not_applied():
     x, y = nets.examples(STEPS * BATCH)
     model.fit(1000 * x, y, batch_size=BATCH, verbose=0, callbacks=[monitor])
     norm = monitor.history["outputs/kernel"]["norm"]
-    applied = int(optimizer.iterations)
+    applied = int(optimizer.inner_optimizer.iterations)
     assert 0 < applied < STEPS == len(norm)
     assert (norm > 0).sum() == applied
     assert np.isnan(norm).sum() == STEPS - applied

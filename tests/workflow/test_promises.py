@@ -119,7 +119,8 @@ class TestFrozenMeansFrozen:
         try:
             # The first step after unfreezing continues from the moments.
             model.fit(*nets.examples(16), epochs=1, verbose=0)
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
+            # "Unknown variable", or what Keras 3.8 makes of saying so.
             raise AssertionError(str(error)) from error
         after = model.get_layer("hidden1").get_weights()
         assert any((a != b).any() for a, b in zip(before, after, strict=True))

@@ -201,7 +201,7 @@ def is_half_frozen(operation: Any) -> bool:
 
 def inputs_of(model: Any) -> Any:
     """A model's symbolic inputs, in the structure in which it is called."""
-    return model.inputs if isinstance(model, keras.Sequential) else model.input
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def outputs_of(model: Any) -> Any:
