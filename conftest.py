@@ -19,6 +19,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--long", action="store_true", help="run the long form of the long tests"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace, tmp_path):
     doctest_namespace.update(

@@ -1,5 +1,7 @@
 """Small networks and data that the tests share."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -101,6 +103,12 @@ def nested():
     )
     outer = keras.Input((INPUTS,))
     return keras.Model(outer, layers.Dense(CLASSES, name="outputs")(base(outer)))
+
+
+@functools.cache
+def two_replicas():
+    """The same one for all: collectives of two strategies meet in one process."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def weights_of(model):

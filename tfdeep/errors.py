@@ -10,6 +10,7 @@
     │   ├── CorruptFileError                  the file is damaged or cut short
     │   ├── UnsafeFileError                   the file reaches outside itself
     │   └── MismatchError      (ValueError)   file and model do not fit together
+    ├── NonFiniteGradientError (ArithmeticError)  too many steps in a row skipped
     └── MissingDependencyError (ImportError)  an optional package is not installed
 
 Each message says what was received, what was expected and how to mend it. When an
@@ -31,6 +32,7 @@ __all__ = [
     "MismatchError",
     "MissingDependencyError",
     "ModelError",
+    "NonFiniteGradientError",
     "SelectionError",
     "TfdeepError",
     "UnknownFormatError",
@@ -85,6 +87,10 @@ class MismatchError(CheckpointError, ValueError):
     def __init__(self, message: str, report: RestoreReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class NonFiniteGradientError(TfdeepError, ArithmeticError):
+    """More steps in a row than allowed had a gradient that was not finite."""
 
 
 class MissingDependencyError(TfdeepError, ImportError):

@@ -87,10 +87,6 @@ def loss_scaled(optimizer):
     return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=128.0)
 
 
-def two_replicas():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 WAYS = {
     "plain": (sgd, None, {}),
     "plain, XLA": (sgd, None, {"jit_compile": True}),
@@ -99,7 +95,7 @@ WAYS = {
     "plain, eager": (sgd, None, {"run_eagerly": True}),
     "plain, loss scale": (lambda: loss_scaled(sgd()), None, {}),
     "plain, fixed scale": (lambda: sgd(loss_scale_factor=64.0), None, {}),
-    "plain, replicas": (sgd, None, {"strategy": two_replicas}),
+    "plain, replicas": (sgd, None, {"strategy": nets.two_replicas}),
     "Keras clips": (lambda: sgd(global_clipnorm=LIMIT), LIMIT, {}),
     "wrapped": (lambda: ClipByGlobalNorm(sgd(), LIMIT), LIMIT, {}),
     "wrapped, XLA": (
@@ -125,12 +121,12 @@ WAYS = {
     "wrapped, replicas": (
         lambda: ClipByGlobalNorm(sgd(), LIMIT),
         LIMIT,
-        {"strategy": two_replicas},
+        {"strategy": nets.two_replicas},
     ),
     "wrapped, loss scale, replicas": (
         lambda: loss_scaled(ClipByGlobalNorm(sgd(), LIMIT)),
         LIMIT,
-        {"strategy": two_replicas},
+        {"strategy": nets.two_replicas},
     ),
 }
 

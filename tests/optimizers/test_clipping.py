@@ -79,11 +79,9 @@ def test_training_equals_keras_own_clipping_on_one_device(clip, inner, jit_compi
     assert nets.largest_difference(ours, theirs) < 2e-6
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_the_global_norm_is_that_of_the_summed_gradient(replicas):
+def test_the_global_norm_is_that_of_the_summed_gradient():
     """Keras clips each replica by itself: two of them step up to twice as far."""
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-    with strategy.scope():
+    with nets.two_replicas().scope():
         model = nets.functional()
         model.compile(ClipByGlobalNorm(SGD(1.0), clip_norm=0.5), nets.LOSS)
     before = model.get_weights()
@@ -133,7 +131,7 @@ def test_the_state_is_saved_once(tmp_path):
             )
         )
     moments = 2 * model.count_params()
-    assert moments <= sum(sizes.values()) <= moments + 8
+    assert moments <= sum(sizes.values()) <= moments + 16
 
 
 class TestBehavesAsTheInnerOptimizer:

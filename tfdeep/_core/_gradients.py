@@ -1,4 +1,4 @@
-"""What a step knows of its gradients: sums over replicas, norms, largest entries.
+"""What a step knows of its gradients: norms, largest entries, repeated rows.
 
 Everything here is plain TensorFlow with fixed shapes, so that it compiles under XLA
 and runs inside `tf.cond`.
@@ -18,25 +18,6 @@ Gradient = Any  # tf.Tensor or tf.IndexedSlices
 # variables of a deep net are biases and scales, and a net of 42 variables spends more
 # time on starting 126 operations than on their arithmetic.
 _SMALL = 1024
-
-
-def replica_sum(gradients: Sequence[Gradient | None]) -> list[Gradient | None]:
-    """Sums each gradient over all replicas; without a strategy, returns them as is.
-
-    Keras divides the loss by the number of replicas, so this sum is the gradient of
-    the loss over the global batch.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return list(gradients)
-    present = [gradient for gradient in gradients if gradient is not None]
-    reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
-    return [None if gradient is None else next(reduced) for gradient in gradients]
-
-
-def num_replicas() -> int:
-    """The number of replicas that take part in a step."""
-    return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 def scale(gradient: Gradient, factor: Any) -> Gradient:
@@ -68,7 +49,7 @@ def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
     return tf.abs(tf.maximum(highest, -lowest))  # no negative zero
 
 
-def sum_repeated_rows(slices: tf.IndexedSlices) -> tf.Tensor:
+def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
     """The rows of a sparse gradient with repeated rows added up; the rest are zero.
 
     An embedding's gradient holds one row for each use of an id. Norms of those rows
@@ -76,22 +57,22 @@ def sum_repeated_rows(slices: tf.IndexedSlices) -> tf.Tensor:
 
     Returns:
         A tensor of the shape of `slices.values`: one row for each different id, then
-        zero rows.
+        zero rows; and for each slice the place of its id among these.
     """
     order = tf.argsort(slices.indices)
     ids = tf.gather(slices.indices, order)
     is_new = tf.concat(
         [tf.zeros([1], tf.int32), tf.cast(ids[1:] != ids[:-1], tf.int32)], 0
     )
-    return tf.math.unsorted_segment_sum(
-        tf.gather(slices.values, order), tf.cumsum(is_new), tf.shape(ids)[0]
-    )
+    place = tf.gather(tf.cumsum(is_new), tf.math.invert_permutation(order))
+    rows = tf.math.unsorted_segment_sum(slices.values, place, tf.shape(ids)[0])
+    return rows, place
 
 
 def _measurable(gradients: Sequence[Gradient]) -> list[tf.Tensor]:
     """Dense tensors of one floating type, wide enough to hold a sum of squares."""
     tensors = [
-        sum_repeated_rows(g) if isinstance(g, tf.IndexedSlices) else g
+        sum_repeated_rows(g)[0] if isinstance(g, tf.IndexedSlices) else g
         for g in gradients
     ]
     wide = any(tensor.dtype == tf.float64 for tensor in tensors)

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals
+from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
 from tfdeep._core._gradients import Gradient
 from tfdeep.optimizers import OptimizerWrapper
 
@@ -51,7 +51,7 @@ class StepRecorder:
         self.capacity = capacity
         self._model = model
         self._choose = choose
-        chain = optimizer_chain(model.optimizer)
+        chain = _optimizers.chain(model.optimizer)
         self._outer = chain[0]
         self._wrappers = [o for o in chain if isinstance(o, OptimizerWrapper)]
         self._plain = chain[-1]
@@ -94,9 +94,8 @@ class StepRecorder:
         """Puts the recorder between the gradients and the optimizer."""
         with contextlib.ExitStack() as stack:
             if self._wrappers:
-                first, last = self._wrappers[0], self._wrappers[-1]
-                _replace(stack, first, "transform", self._look_before)
-                _replace(stack, last, "transform", self._look_after)
+                _replace(stack, self._wrappers[0], "apply_reduced", self._look_before)
+                _replace(stack, self._plain, "apply", self._look_after)
             else:
                 _replace(stack, self._plain, "apply", self._look_at_plain)
             _replace(stack, self._outer, "apply", self._count_step)
@@ -112,18 +111,19 @@ class StepRecorder:
 
         return counted
 
-    def _look_before(self, transform: Callable[..., Any]) -> Callable[..., Any]:
-        def seen(gradients: list[Gradient], variables: list[Any]) -> list[Gradient]:
-            self._record_seen(gradients, variables)
-            return transform(gradients, variables)  # type: ignore[no-any-return]
+    def _look_before(self, apply_reduced: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(gradients: list[Gradient | None], variables: list[Any]) -> None:
+            self._record_seen(*_present(gradients, variables))
+            apply_reduced(gradients, variables)
 
         return seen
 
-    def _look_after(self, transform: Callable[..., Any]) -> Callable[..., Any]:
-        def seen(gradients: list[Gradient], variables: list[Any]) -> list[Gradient]:
-            gradients = transform(gradients, variables)
-            self._record_passed_on(gradients, variables)
-            return gradients
+    def _look_after(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(grads: Any, trainable_variables: Any) -> Any:
+            self._record_passed_on(
+                *self._unscaled(*_present(grads, trainable_variables))
+            )
+            return apply(grads, trainable_variables)
 
         return seen
 
@@ -133,24 +133,28 @@ class StepRecorder:
                 variables = _keras_internals.built_for(self._plain)
             else:
                 variables = list(trainable_variables)
-            pairs = [
-                (g, v) for g, v in zip(grads, variables, strict=True) if g is not None
-            ]
-            if pairs:
-                self._record_plain([g for g, _ in pairs], [v for _, v in pairs])
+            gradients, present = _present(grads, variables)
+            if gradients:
+                self._record_plain(gradients, present)
             return apply(grads, trainable_variables)
 
         return seen
 
-    def _record_plain(self, gradients: list[Gradient], variables: list[Any]) -> None:
+    def _unscaled(
+        self, gradients: list[Gradient], variables: list[Any]
+    ) -> tuple[list[Gradient], list[Any]]:
         scale = self._plain.loss_scale_factor
         if scale is not None:
             gradients = [_gradients.scale(g, 1.0 / scale) for g in gradients]
-        self._record_seen(_gradients.replica_sum(gradients), variables)
+        return gradients, variables
+
+    def _record_plain(self, gradients: list[Gradient], variables: list[Any]) -> None:
+        gradients, variables = self._unscaled(gradients, variables)
+        self._record_seen(_replicas.sum_over(gradients), variables)
         # With accumulation a gradient is clipped later, as a part of a sum.
         if self._clips and not _accumulates(self._plain):
             clipped = _clipped_by_keras(self._plain, gradients)
-            self._record_passed_on(_gradients.replica_sum(clipped), variables)
+            self._record_passed_on(_replicas.sum_over(clipped), variables)
 
     def _record_seen(self, gradients: list[Gradient], variables: list[Any]) -> None:
         gradients, columns = self._selected(gradients, variables)
@@ -281,14 +285,6 @@ class StepRecorder:
         return values
 
 
-def optimizer_chain(optimizer: Any) -> list[Any]:
-    """The optimizer and those inside it, from the outside in."""
-    chain = [optimizer]
-    while getattr(chain[-1], "inner_optimizer", None) is not None:
-        chain.append(chain[-1].inner_optimizer)
-    return chain
-
-
 def _replace(
     stack: contextlib.ExitStack,
     owner: Any,
@@ -306,6 +302,14 @@ def _replace(
         stack.callback(attributes.pop, name)
     else:
         stack.callback(attributes.__setitem__, name, before)
+
+
+def _present(
+    gradients: Sequence[Gradient | None], variables: Sequence[Any]
+) -> tuple[list[Gradient], list[Any]]:
+    """The gradients that there are, and their variables."""
+    pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+    return [g for g, _ in pairs], [v for _, v in pairs]
 
 
 def _local(value: tf.Tensor) -> tf.Variable:

@@ -1,11 +1,30 @@
-"""Optimizer wrappers that clip the gradients which train the model.
+"""Optimizer wrappers: clipping, skipping and accumulating, right on any device.
 
 Each one wraps any Keras optimizer, nests, and is passed to `model.compile`.
 """
 
+from tfdeep.optimizers._accumulate import Accumulate
+from tfdeep.optimizers._adaptive_clip import AdaptiveClip
 from tfdeep.optimizers._clip_by_global_norm import ClipByGlobalNorm
 from tfdeep.optimizers._clip_by_norm import ClipByNorm
 from tfdeep.optimizers._clip_by_value import ClipByValue
+from tfdeep.optimizers._loss_scale_optimizer import LossScaleOptimizer
+from tfdeep.optimizers._percentile_clip import PercentileClip
+from tfdeep.optimizers._skip_non_finite import SkipNonFinite
+from tfdeep.optimizers._telemetry import Telemetry
 from tfdeep.optimizers._wrapper import OptimizerWrapper
+from tfdeep.optimizers._z_score_clip import ZScoreClip
 
-__all__ = ["ClipByGlobalNorm", "ClipByNorm", "ClipByValue", "OptimizerWrapper"]
+__all__ = [
+    "Accumulate",
+    "AdaptiveClip",
+    "ClipByGlobalNorm",
+    "ClipByNorm",
+    "ClipByValue",
+    "LossScaleOptimizer",
+    "OptimizerWrapper",
+    "PercentileClip",
+    "SkipNonFinite",
+    "Telemetry",
+    "ZScoreClip",
+]

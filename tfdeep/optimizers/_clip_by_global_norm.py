@@ -7,13 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _gradients
-from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers._wrapper import OptimizerWrapper, check_positive
+from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._global_norm import GlobalNormWrapper
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class ClipByGlobalNorm(OptimizerWrapper):
+class ClipByGlobalNorm(GlobalNormWrapper):
     """Shortens all gradients together when their joint L2 norm is above `clip_norm`.
 
     Use it when rare, huge gradients throw training off. The direction of the update
@@ -48,18 +47,14 @@ class ClipByGlobalNorm(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_norm: float, name: str | None = None
     ) -> None:
-        clip_norm = check_positive(
-            clip_norm, "clip_norm", "ClipByGlobalNorm", "gradient units"
+        clip_norm = number_above(
+            0, clip_norm, "clip_norm", "ClipByGlobalNorm", "gradient units"
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_norm = clip_norm
 
-    def transform(
-        self, gradients: list[Gradient], variables: list[keras.Variable]
-    ) -> list[Gradient]:
-        norm = tf.norm(_gradients.l2_norms(gradients))
-        factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
-        return [_gradients.scale(gradient, factor) for gradient in gradients]
+    def threshold(self, norm: tf.Tensor) -> float:
+        return self.clip_norm
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "clip_norm": self.clip_norm}

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers._wrapper import OptimizerWrapper, check_positive
+from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -48,8 +49,8 @@ class ClipByNorm(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_norm: float, name: str | None = None
     ) -> None:
-        clip_norm = check_positive(
-            clip_norm, "clip_norm", "ClipByNorm", "gradient units"
+        clip_norm = number_above(
+            0, clip_norm, "clip_norm", "ClipByNorm", "gradient units"
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_norm = clip_norm
@@ -58,7 +59,12 @@ class ClipByNorm(OptimizerWrapper):
         self, gradients: list[Gradient], variables: list[keras.Variable]
     ) -> list[Gradient]:
         norms = _gradients.l2_norms(gradients)
-        factors = self.clip_norm / tf.maximum(norms, self.clip_norm)
+        factors = tf.where(norms > self.clip_norm, self.clip_norm / norms, 1.0)
+        self.record(
+            norm=tf.norm(norms),
+            clipped_norm=tf.norm(norms * factors),
+            threshold=self.clip_norm,
+        )
         return [
             _gradients.scale(gradient, factors[i])
             for i, gradient in enumerate(gradients)

@@ -7,8 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers._wrapper import OptimizerWrapper, check_positive
+from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -46,8 +48,8 @@ class ClipByValue(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_value: float, name: str | None = None
     ) -> None:
-        clip_value = check_positive(
-            clip_value, "clip_value", "ClipByValue", "gradient units"
+        clip_value = number_above(
+            0, clip_value, "clip_value", "ClipByValue", "gradient units"
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_value = clip_value
@@ -57,12 +59,17 @@ class ClipByValue(OptimizerWrapper):
     ) -> list[Gradient]:
         # A sparse gradient may hold one row several times; only their sum can be
         # compared with the bound, so it is made dense.
-        return [
-            tf.clip_by_value(
-                tf.convert_to_tensor(gradient), -self.clip_value, self.clip_value
-            )
-            for gradient in gradients
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        clipped = [
+            tf.clip_by_value(gradient, -self.clip_value, self.clip_value)
+            for gradient in dense
         ]
+        self.record(
+            norm=tf.norm(_gradients.l2_norms(dense)),
+            clipped_norm=tf.norm(_gradients.l2_norms(clipped)),
+            threshold=self.clip_value,
+        )
+        return clipped
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "clip_value": self.clip_value}

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals
-from tfdeep._core._explain import explain
+from tfdeep._core import _gradients, _keras_internals, _replicas
 from tfdeep._core._gradients import Gradient
-from tfdeep.errors import InvalidArgumentError
+from tfdeep.optimizers import _refusals
+from tfdeep.optimizers._telemetry import Telemetry
+
+
+def _of_inner(name: str) -> property:
+    """An attribute of Keras optimizers that a wrapper has from its inner optimizer."""
+
+    def get(self: Any) -> Any:
+        # Keras sets and reads these before there is an inner optimizer.
+        inner = vars(self).get("inner_optimizer")
+        return None if inner is None else getattr(inner, name)
+
+    def set_(self: Any, value: Any) -> None:
+        if "inner_optimizer" in vars(self):
+            setattr(self.inner_optimizer, name, value)
+
+    return property(get, set_)
 
 
 class OptimizerWrapper(keras.optimizers.Optimizer):
@@ -49,8 +64,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     """
 
     def __init__(self, inner_optimizer: Any, name: str | None = None) -> None:
+        _refusals.check_surroundings(type(self).__name__)
         super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = _checked(inner_optimizer, type(self).__name__)
+        self.inner_optimizer = _refusals.checked_inner(
+            inner_optimizer, type(self).__name__
+        )
+        self._is_loss_scaled = False
 
     # What a rule overrides.
 
@@ -65,7 +84,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 left out.
             variables: The variables, in the same order.
         """
-        raise NotImplementedError
+        return gradients
 
     def build_state(self, variables: list[keras.Variable]) -> None:
         """Creates the rule's own variables with `self.add_variable`; may be left out.
@@ -73,6 +92,36 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Args:
             variables: All the variables that the optimizer may be asked to train.
         """
+
+    def record(
+        self,
+        norm: Any = np.nan,
+        clipped_norm: Any = np.nan,
+        threshold: Any = np.nan,
+        skipped: Any = False,
+    ) -> None:
+        """Counts a step for `telemetry`; call it once in `transform`, or leave it out.
+
+        Args:
+            norm: Scalar. Joint norm of the gradients before the rule.
+            clipped_norm: Scalar. The same after it; less than `norm` counts as
+                clipped.
+            threshold: Scalar. The bound in force.
+            skipped: Scalar bool. Whether the step is not passed on.
+        """
+        latest = [tf.cast(x, tf.float32) for x in (norm, clipped_norm, threshold)]
+        count = [True, latest[1] < latest[0], skipped]
+        self._counts.assign_add(tf.cast(tf.stack(count), self._counts.dtype))
+        self._latest.assign(tf.stack(latest))
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What this wrapper has done so far."""
+        steps, clipped, skipped = self._counts.numpy() if self.built else (0, 0, 0)
+        latest = self._latest.numpy() if self.built else [np.nan] * 3
+        return Telemetry(
+            self.name, int(steps), int(clipped), int(skipped), *map(float, latest)
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -84,6 +133,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     # The step.
 
+    # The rules are no part of a user's graph function, to be read and rewritten.
+    @tf.autograph.experimental.do_not_convert
     def apply(
         self,
         grads: Sequence[Gradient | None],
@@ -93,6 +144,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             raise ValueError("apply() must be called in a replica context.")
         if len(grads) == 0:
             return
+        _refusals.check_step(self)
         if trainable_variables is None:
             variables = _keras_internals.built_for(self)
         else:
@@ -101,12 +153,27 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 with keras.name_scope(self.name):
                     self.build(variables)
         gradients = list(grads)
-        trained = _trained(gradients, variables)
-        reduced = _gradients.replica_sum([gradients[i] for i in trained])
+        places = trained(gradients, variables)
+        if not places:  # Keras has its own words for that
+            self.inner_optimizer.apply(gradients, trainable_variables=variables)
+            return
+        reduced = _replicas.sum_over([gradients[i] for i in places])
         if self.loss_scale_factor is not None:
             unscale = 1.0 / self.loss_scale_factor
             reduced = [_gradients.scale(gradient, unscale) for gradient in reduced]
-        self.apply_reduced(_with(gradients, trained, reduced), variables)
+        gradients = _with(gradients, places, reduced)
+        if self._is_loss_scaled and _replicas.count() > 1:
+            # The loss scaling around this wrapper has looked at the first replica
+            # only.
+            finite = tf.reduce_all(tf.math.is_finite(_gradients.l2_norms(reduced)))
+            self._counts.assign_add(
+                tf.cast(tf.stack([False, False, ~finite]), self._counts.dtype)
+            )
+            _replicas.call_if(
+                finite, lambda g: self.apply_reduced(g, variables), gradients
+            )
+        else:
+            self.apply_reduced(gradients, variables)
 
     def apply_reduced(
         self,
@@ -115,62 +182,104 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     ) -> None:
         """Applies gradients that are already summed over replicas and unscaled.
 
+        Override it for a rule that decides whether a step is made at all.
+
         Args:
             gradients: One for each variable, or None where there is none.
             variables: The variables.
         """
-        trained = _trained(gradients, variables)
+        places = trained(gradients, variables)
         transformed = self.transform(
-            [gradients[i] for i in trained], [variables[i] for i in trained]
+            [gradients[i] for i in places], [variables[i] for i in places]
         )
-        if isinstance(self.inner_optimizer, OptimizerWrapper):
-            gradients = _with(gradients, trained, transformed)
-            self.inner_optimizer.apply_reduced(gradients, variables)
+        self.pass_on(_with(gradients, places, transformed), variables)
+
+    def pass_on(
+        self,
+        gradients: list[Gradient | None],
+        variables: list[keras.Variable],
+    ) -> None:
+        """Hands the transformed gradients to the inner optimizer.
+
+        Args:
+            gradients: One for each variable, or None where there is none.
+            variables: The variables.
+        """
+        inner = self.inner_optimizer
+        if isinstance(inner, OptimizerWrapper):
+            inner.apply_reduced(gradients, variables)
             return
-        # The inner optimizer sums over the replicas once more and takes the loss
-        # scale out once more: give it what makes both come out right.
-        factor = (self.loss_scale_factor or 1.0) / _gradients.num_replicas()
-        if factor != 1.0:
-            transformed = [_gradients.scale(g, factor) for g in transformed]
-        gradients = _with(gradients, trained, transformed)
-        self.inner_optimizer.apply(gradients, trainable_variables=variables)
+        if self.loss_scale_factor is not None:
+            # The inner optimizer takes the loss scale out once more; of a sparse
+            # gradient it cannot.
+            places = trained(gradients, variables)
+            scaled = [
+                tf.convert_to_tensor(gradients[i]) * self.loss_scale_factor
+                for i in places
+            ]
+            gradients = _with(gradients, places, scaled)
+        if _replicas.count() > 1:
+            _keras_internals.apply_reduced(inner, gradients, variables)
+        else:
+            inner.apply(gradients, trainable_variables=variables)
 
     # What callers expect of any Keras optimizer.
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
+        _refusals.check_surroundings(type(self).__name__)
         variables = list(variables)
+        self._counts = self.add_variable((3,), dtype="int", name="counts")
+        self._latest = self.add_variable(
+            (3,), initializer=keras.initializers.Constant(np.nan), name="latest"
+        )
         self.build_state(variables)
         self.inner_optimizer.build(variables)
+        # A `MultiOptimizer` may have asked for its optimizers only now.
+        _refusals.check_arguments(self.inner_optimizer, type(self).__name__)
         super().build(variables)
 
     @property
     def variables(self) -> list[keras.Variable]:
         return [*super().variables, *self.inner_optimizer.variables]
 
-    @property
-    def learning_rate(self) -> Any:
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self) -> Any:
-        return self.inner_optimizer.iterations
+    learning_rate = _of_inner("learning_rate")
+    iterations = _of_inner("iterations")
+    weight_decay = _of_inner("weight_decay")
+    ema_momentum = _of_inner("ema_momentum")
+    ema_overwrite_frequency = _of_inner("ema_overwrite_frequency")
+    loss_scale_factor = _of_inner("loss_scale_factor")
 
     @property
-    def loss_scale_factor(self) -> float | None:
-        # Keras sets this before there is an inner optimizer.
-        inner = getattr(self, "inner_optimizer", None)
-        return None if inner is None else inner.loss_scale_factor
+    def use_ema(self) -> bool:
+        # While it builds this wrapper, Keras must not give it averages of its own.
+        return self.built and bool(self.inner_optimizer.use_ema)
 
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        if hasattr(self, "inner_optimizer"):
-            self.inner_optimizer.loss_scale_factor = factor
+    @use_ema.setter
+    def use_ema(self, use_ema: bool) -> None:
+        if "inner_optimizer" in vars(self):
+            self.inner_optimizer.use_ema = use_ema
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `LossScaleOptimizer` announces itself so to the optimizer it wraps. (The
+        # setter of a property would not hear of it: TensorFlow drops assignments of
+        # what is there already.)
+        if name == "loss_scale_factor" and "inner_optimizer" in vars(self):
+            self._is_loss_scaled = value is None
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # What only some optimizers have, such as the `optimizers` of a
+        # `MultiOptimizer` or the averages that `SwapEMAWeights` looks for.
+        inner = vars(self).get("inner_optimizer")
+        if name.startswith("_") and name != "_model_variables_moving_average":
+            inner = None
+        if inner is None:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+            )
+        return getattr(inner, name)
 
     def scale_loss(self, loss: Any) -> Any:
         return self.inner_optimizer.scale_loss(loss)
@@ -205,7 +314,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         return cls(inner, **config)
 
 
-def _trained(gradients: list[Gradient | None], variables: list[Any]) -> list[int]:
+def trained(gradients: list[Gradient | None], variables: list[Any]) -> list[int]:
     """The places that have a gradient (what Keras hands on for float8 is none)."""
     return [
         i
@@ -223,68 +332,3 @@ def _with(
     for i, value in zip(places, values, strict=True):
         replaced[i] = value
     return replaced
-
-
-def check_positive(value: Any, argument: str, wrapper: str, unit: str) -> float:
-    """Returns `value` as a float if it is a finite number greater than zero."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and value > 0:
-        return float(value)
-    raise InvalidArgumentError(
-        explain(
-            f"`{wrapper}` cannot clip to this {argument}.",
-            received=f"{argument}={value!r} ({type(value).__name__})",
-            expected=f"a finite number > 0, in {unit}",
-            fix=f"pass for example `{argument}=1.0`, or leave the wrapper out to train "
-            "unclipped",
-        )
-    )
-
-
-def _checked(inner: Any, wrapper: str) -> Any:
-    """The inner optimizer, if it can work inside a wrapper."""
-    if isinstance(inner, str):
-        inner = keras.optimizers.get(inner)
-    if not isinstance(inner, keras.optimizers.Optimizer):
-        raise InvalidArgumentError(
-            explain(
-                f"`{wrapper}` needs an optimizer to pass the gradients to.",
-                received=f"inner_optimizer={inner!r} ({type(inner).__name__})",
-                expected="a Keras optimizer, or the name of one",
-                fix=f"`{wrapper}(keras.optimizers.Adam(1e-3), ...)`",
-            )
-        )
-    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-        raise InvalidArgumentError(
-            explain(
-                f"`{wrapper}` cannot stand outside a `LossScaleOptimizer`: gradients "
-                "would be unscaled twice.",
-                received="inner_optimizer=LossScaleOptimizer(...)",
-                expected="the optimizer without loss scaling",
-                fix=f"`LossScaleOptimizer({wrapper}(optimizer, ...))`, or let "
-                "`compile` add the loss scaling under a mixed_float16 policy",
-            )
-        )
-    for argument, consequence in _NOT_INSIDE.items():
-        value = getattr(inner, argument, None)
-        if value is not None:
-            raise InvalidArgumentError(
-                explain(
-                    f"The inner optimizer of `{wrapper}` must not use `{argument}`: "
-                    f"{consequence}.",
-                    received=f"{type(inner).__name__}(..., {argument}={value!r})",
-                    expected=f"{argument}=None in the inner optimizer",
-                    fix=f"leave `{argument}` out and wrap with a tfdeep optimizer that "
-                    "does the same",
-                )
-            )
-    return inner
-
-
-_PER_REPLICA = "Keras clips each replica before the gradients are summed"
-_NOT_INSIDE = {
-    "clipvalue": _PER_REPLICA,
-    "clipnorm": _PER_REPLICA,
-    "global_clipnorm": _PER_REPLICA,
-    "gradient_accumulation_steps": "each micro-batch would be clipped by itself",
-}
