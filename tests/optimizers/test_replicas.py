@@ -15,7 +15,7 @@ import tfdeep
 from benchmarks import replica_parity
 from tests import nets
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.optimizers import Accumulate, ClipByGlobalNorm, LossScaleOptimizer
+from tfdeep.optimizers import Accumulate, ClipByGlobalNorm, SafeLossScaleOptimizer
 
 SGD = keras.optimizers.SGD
 
@@ -167,7 +167,7 @@ def test_keras_own_loss_scaling_does_not():
 def test_our_loss_scaling_is_lowered_for_any_replica(replica, wrapped):
     def make():
         inner = ClipByGlobalNorm(SGD(0.1), 1.0) if wrapped else SGD(0.1)
-        return LossScaleOptimizer(inner, initial_scale=1024.0)
+        return SafeLossScaleOptimizer(inner, initial_scale=1024.0)
 
     weight, optimizer = overflow_on(replica, make)
     np.testing.assert_array_equal(weight, [1, 2])
@@ -181,7 +181,7 @@ def test_our_loss_scaling_is_not_wrapped_again_and_is_saved(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = nets.functional()
-        optimizer = LossScaleOptimizer(ClipByGlobalNorm("adam", 1.0))
+        optimizer = SafeLossScaleOptimizer(ClipByGlobalNorm("adam", 1.0))
         model.compile(optimizer, nets.LOSS)
         assert model.optimizer is optimizer
         model.fit(nets.dataset(), verbose=0)
@@ -189,7 +189,7 @@ def test_our_loss_scaling_is_not_wrapped_again_and_is_saved(tmp_path):
         loaded = keras.saving.load_model(tmp_path / "model.keras")
     finally:
         keras.config.set_dtype_policy("float32")
-    assert type(loaded.optimizer) is LossScaleOptimizer
+    assert type(loaded.optimizer) is SafeLossScaleOptimizer
     for m in (model, loaded):
         m.fit(nets.dataset(), verbose=0)
     assert nets.largest_difference(model, loaded) == 0

@@ -8,8 +8,8 @@ from tfdeep.optimizers._adaptive_clip import AdaptiveClip
 from tfdeep.optimizers._clip_by_global_norm import ClipByGlobalNorm
 from tfdeep.optimizers._clip_by_norm import ClipByNorm
 from tfdeep.optimizers._clip_by_value import ClipByValue
-from tfdeep.optimizers._loss_scale_optimizer import LossScaleOptimizer
 from tfdeep.optimizers._percentile_clip import PercentileClip
+from tfdeep.optimizers._safe_loss_scale_optimizer import SafeLossScaleOptimizer
 from tfdeep.optimizers._skip_non_finite import SkipNonFinite
 from tfdeep.optimizers._telemetry import Telemetry
 from tfdeep.optimizers._wrapper import OptimizerWrapper
@@ -21,9 +21,9 @@ __all__ = [
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
-    "LossScaleOptimizer",
     "OptimizerWrapper",
     "PercentileClip",
+    "SafeLossScaleOptimizer",
     "SkipNonFinite",
     "Telemetry",
     "ZScoreClip",

@@ -12,7 +12,7 @@ from tfdeep._core._gradients import Gradient
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+class SafeLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras' `LossScaleOptimizer`, with the finite check over all replicas.
 
     Use it in place of the one that `compile` adds under a mixed_float16 policy when
@@ -26,7 +26,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     Example:
 
     >>> clip = tfdeep.optimizers.ClipByGlobalNorm("adam", clip_norm=1.0)
-    >>> optimizer = tfdeep.optimizers.LossScaleOptimizer(clip, initial_scale=1024.0)
+    >>> optimizer = tfdeep.optimizers.SafeLossScaleOptimizer(clip, 1024.0)
     >>> model = tfdeep.models.dnn((4,), hidden_units=[8], num_outputs=2)
     >>> model.compile(optimizer, "mse")  # and is not wrapped again
     """
