@@ -461,3 +461,30 @@ def test_the_report_fits_the_terminal(monkeypatch):
     assert text.startswith(f"Gradients over {STEPS} steps")
     assert "hidden1/kernel" in text
     assert monitor.report().to_dict()["steps"] == STEPS
+
+
+def test_the_optimizer_wrappers_tell_what_they_did(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from tfdeep.optimizers import SkipNonFinite
+
+    model = nets.functional()
+    model.compile(SkipNonFinite(ClipByGlobalNorm(sgd(), 1e-3)), nets.LOSS)
+    monitor = GradientMonitor(tmp_path)
+    x, y = nets.examples(64)
+    x[20] = np.nan  # the second of four batches
+    model.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[monitor])
+    skip, clip = monitor.telemetry
+    assert (skip.steps, skip.skipped_steps) == (4, 1)
+    assert (clip.steps, clip.clipped_steps) == (3, 3)
+    norm = monitor.history["hidden1/kernel"]["norm"]
+    clipped = monitor.history["hidden1/kernel"]["clipped_norm"]
+    assert np.isinf(norm[1]) and np.isnan(clipped[1])  # seen, and not applied
+    assert (clipped[[0, 2, 3]] < norm[[0, 2, 3]]).all()
+    report = str(monitor.report())
+    assert f"{skip.wrapper}: 4 steps, 1 skipped." in report
+    assert f"{clip.wrapper}: 3 steps, 100% clipped, threshold 0.001." in report
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tag = f"optimizer/{skip.wrapper}/skipped_steps"
+    assert tag in events.Tags()["tensors"]

@@ -31,22 +31,30 @@ def scale(gradient: Gradient, factor: Any) -> Gradient:
 
 def l2_norms(gradients: Sequence[Gradient]) -> tf.Tensor:
     """The L2 norm of each gradient, as one vector."""
-    tensors = _measurable(gradients)
-    half_squares = _reduce_each(
-        tensors,
-        whole=tf.nn.l2_loss,
-        rows=lambda x: tf.reduce_sum(tf.square(x), axis=1) / 2,
-    )
-    return tf.sqrt(2 * half_squares)
+    parts, places = _reduce_each(_measurable(gradients), tf.nn.l2_loss, _half_squares)
+    return tf.sqrt(2 * tf.gather(parts, places))
+
+
+def global_norm(gradients: Sequence[Gradient]) -> tf.Tensor:
+    """The joint L2 norm of all gradients, as a scalar."""
+    parts, _ = _reduce_each(_measurable(gradients), tf.nn.l2_loss, _half_squares)
+    return tf.sqrt(2 * tf.reduce_sum(parts))
+
+
+def _half_squares(rows: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.square(rows), axis=1) / 2
 
 
 def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
     """The largest absolute entry of each gradient, as one vector."""
     tensors = _measurable(gradients)
     # Two passes that only read are cheaper than one that writes the absolute values.
-    highest = _reduce_each(tensors, tf.reduce_max, lambda x: tf.reduce_max(x, axis=1))
-    lowest = _reduce_each(tensors, tf.reduce_min, lambda x: tf.reduce_min(x, axis=1))
-    return tf.abs(tf.maximum(highest, -lowest))  # no negative zero
+    highest, places = _reduce_each(
+        tensors, tf.reduce_max, lambda x: tf.reduce_max(x, axis=1)
+    )
+    lowest, _ = _reduce_each(tensors, tf.reduce_min, lambda x: tf.reduce_min(x, axis=1))
+    largest = tf.abs(tf.maximum(highest, -lowest))  # no negative zero
+    return tf.gather(largest, places)
 
 
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
@@ -83,13 +91,16 @@ def _reduce_each(
     tensors: Sequence[tf.Tensor],
     whole: Callable[[tf.Tensor], tf.Tensor],
     rows: Callable[[tf.Tensor], tf.Tensor],
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, list[int]]:
     """Reduces each tensor to a number, small ones of the same size together.
 
     Args:
         tensors: The tensors.
         whole: Reduces one tensor to a scalar.
         rows: Reduces the rows of a matrix to a vector.
+
+    Returns:
+        A vector of the numbers, and the place of each tensor's number in it.
     """
     same_size = collections.defaultdict(list)
     for i, tensor in enumerate(tensors):
@@ -101,7 +112,6 @@ def _reduce_each(
     parts = [rows(tf.stack([tf.reshape(tensors[i], [-1]) for i in g])) for g in groups]
     if alone:
         parts.append(tf.stack([whole(tensors[i]) for i in alone]))
-    if not groups:
-        return parts[0]
-    position = {i: k for k, i in enumerate([i for g in groups for i in g] + alone)}
-    return tf.gather(tf.concat(parts, 0), [position[i] for i in range(len(tensors))])
+    order = [i for group in groups for i in group] + alone
+    place = {i: k for k, i in enumerate(order)}
+    return tf.concat(parts, 0), [place[i] for i in range(len(tensors))]

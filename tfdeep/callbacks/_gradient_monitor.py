@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfdeep._core import _paths
+from tfdeep._core import _optimizers, _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep.callbacks._recorder import StepRecorder
@@ -16,6 +17,7 @@ from tfdeep.callbacks._tensorboard import ScalarWriter
 from tfdeep.callbacks._train_function import WatchedTrainFunction
 from tfdeep.diagnostics import MonitorReport, summarize
 from tfdeep.errors import InvalidArgumentError, ModelError
+from tfdeep.optimizers import OptimizerWrapper, Telemetry
 
 
 class GradientMonitor(keras.callbacks.Callback):
@@ -96,6 +98,7 @@ class GradientMonitor(keras.callbacks.Callback):
         self._pending = 0
         self._batch_begin = 0
         self._watched: WatchedTrainFunction | None = None
+        self._wrappers: list[OptimizerWrapper] = []
 
     # What users read.
 
@@ -131,14 +134,24 @@ class GradientMonitor(keras.callbacks.Callback):
         }
 
     def report(self) -> MonitorReport:
-        """What the recorded numbers say about each variable, as a table."""
+        """What the recorded numbers say about each variable, as a table.
+
+        Below it stands what each of tfdeep's optimizer wrappers has done.
+        """
         history = self.history
-        return summarize(
+        report = summarize(
             {
                 path: history[key]
                 for path, key in zip(self._paths, self._keys, strict=True)
             }
         )
+        wrappers = tuple(f"{telemetry}." for telemetry in self.telemetry)
+        return dataclasses.replace(report, remarks=report.remarks + wrappers)
+
+    @property
+    def telemetry(self) -> list[Telemetry]:
+        """What each optimizer wrapper has done, from the outside in."""
+        return [wrapper.telemetry for wrapper in self._wrappers]
 
     # What Keras calls.
 
@@ -155,6 +168,11 @@ class GradientMonitor(keras.callbacks.Callback):
                     fix="`model.compile(optimizer=..., loss=...)`",
                 )
             )
+        self._wrappers = [
+            optimizer
+            for optimizer in _optimizers.chain(model.optimizer)
+            if isinstance(optimizer, OptimizerWrapper)
+        ]
         self._recorder = StepRecorder(
             model,
             self._chosen_variables,
@@ -216,5 +234,8 @@ class GradientMonitor(keras.callbacks.Callback):
             self._chunks.setdefault(name, []).append(values)
         if self._writer is not None:
             self._writer.write(self._paths, rows, first_step)
+            self._writer.write_telemetry(
+                self.telemetry, first_step + len(rows["norm"]) - 1
+            )
             if last:
                 self._writer.close()

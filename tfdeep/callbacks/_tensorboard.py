@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdeep._core._explain import explain
 from tfdeep.errors import MissingDependencyError
+from tfdeep.optimizers import Telemetry
 
 # How many steps are written in full; from there on, each doubling of the step count
 # adds as many points again.
@@ -70,6 +71,27 @@ class ScalarWriter:
                     _write_row(gradients, i, paths, step)
                 # An update is measured one row after its step, and rarely enough.
                 _write_row({"update_ratio": rows["update_ratio"]}, i, paths, step - 1)
+        self._writer.flush()
+
+    def write_telemetry(self, telemetry: Sequence[Telemetry], step: int) -> None:
+        """Writes what each optimizer wrapper has done by this step.
+
+        Args:
+            telemetry: One for each wrapper.
+            step: The number of the last step.
+        """
+        if self._writer is None:
+            return
+        with self._writer.as_default(step):
+            for wrapper in telemetry:
+                values = {
+                    "threshold": wrapper.threshold,
+                    "clipped_fraction": wrapper.clipped_fraction,
+                    "skipped_steps": wrapper.skipped_steps,
+                }
+                for name, value in values.items():
+                    if np.isfinite(value):
+                        tf.summary.scalar(f"optimizer/{wrapper.wrapper}/{name}", value)
         self._writer.flush()
 
     def close(self) -> None:

@@ -65,8 +65,8 @@ class ClipByValue(OptimizerWrapper):
             for gradient in dense
         ]
         self.record(
-            norm=tf.norm(_gradients.l2_norms(dense)),
-            clipped_norm=tf.norm(_gradients.l2_norms(clipped)),
+            norm=_gradients.global_norm(dense),
+            clipped_norm=_gradients.global_norm(clipped),
             threshold=self.clip_value,
         )
         return clipped

@@ -29,7 +29,7 @@ class GlobalNormWrapper(OptimizerWrapper):
     def transform(
         self, gradients: list[Gradient], variables: list[keras.Variable]
     ) -> list[Gradient]:
-        norm = tf.norm(_gradients.l2_norms(gradients))
+        norm = _gradients.global_norm(gradients)
         threshold = tf.cast(self.threshold(norm), norm.dtype)
         factor = tf.where(norm > threshold, threshold / norm, 1.0)
         self.record(norm=norm, clipped_norm=norm * factor, threshold=threshold)

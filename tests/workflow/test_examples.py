@@ -1,0 +1,40 @@
+"""The programs in `examples/`, run as a reader runs them."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def example(name):
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_at_the_cliff_the_unclipped_step_jumps_ten_times_as_far(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "cliff.png"
+    ratio, unclipped, clipped = example("cliff").main(["--output", str(figure)])
+    assert ratio > 10
+    assert unclipped[-1] > 0.08  # on the far plateau
+    assert clipped[-10:].min() < 0.01  # in the valley below the cliff
+    assert figure.stat().st_size > 10_000
+    assert "times as far" in capsys.readouterr().out
+
+
+def test_a_long_recurrent_network_diverges_unclipped_and_learns_clipped(tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "rnn.png"
+    unclipped, clipped = example("exploding_rnn").main(
+        ["--output", str(figure), "--epochs", "4"]
+    )
+    assert np.isnan(unclipped[-1])
+    assert np.isfinite(clipped).all()
+    assert clipped[-10:].mean() < clipped[:10].mean() / 2
+    assert figure.stat().st_size > 10_000
