@@ -19,7 +19,6 @@ import argparse
 import os
 import random
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -27,6 +26,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 import tensorflow as tf
+from clock import Clock
 from keras import layers
 
 import tfdeep
@@ -74,19 +74,6 @@ WAYS = {
     "ZScoreClip": lambda: o.ZScoreClip(adam()),
     "SkipNonFinite": lambda: o.SkipNonFinite(adam()),
 }
-
-
-class Clock(keras.callbacks.Callback):
-    """Takes the time at the end of each epoch."""
-
-    def on_train_begin(self, logs=None):
-        self.ends = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.ends.append(time.perf_counter())
-
-    def seconds(self):
-        return self.ends[-1] - self.ends[0]
 
 
 def compiled(build, optimizer, strategy):

@@ -16,13 +16,13 @@ import argparse
 import os
 import random
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from clock import Clock
 
 import tfdeep
 
@@ -34,19 +34,6 @@ NETS = [
 ]
 INPUTS, OUTPUTS = 64, 10
 EPOCHS = 3
-
-
-class Clock(keras.callbacks.Callback):
-    """Takes the time at the end of each epoch."""
-
-    def on_train_begin(self, logs=None):
-        self.ends = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.ends.append(time.perf_counter())
-
-    def seconds(self):
-        return self.ends[-1] - self.ends[0]
 
 
 class SecondTape(keras.callbacks.Callback):

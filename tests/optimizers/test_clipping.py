@@ -178,16 +178,6 @@ class TestBehavesAsTheInnerOptimizer:
             m.fit(nets.dataset(), epochs=2, shuffle=False, verbose=0)
         assert nets.largest_difference(model, plain) < 1e-6
 
-    def test_weight_decay_exclusions(self):
-        inner = keras.optimizers.SGD(0.1, weight_decay=0.5)
-        optimizer = ClipByGlobalNorm(inner, clip_norm=1.0)
-        optimizer.exclude_from_weight_decay(var_names=["bias"])
-        kernel = keras.Variable([1.0], name="kernel")
-        bias = keras.Variable([1.0], name="bias")
-        optimizer.apply([tf.zeros([1]), tf.zeros([1])], [kernel, bias])
-        assert float(bias.numpy()[0]) == 1.0
-        assert float(kernel.numpy()[0]) < 1.0
-
     def test_mixed_precision(self):
         keras.config.set_dtype_policy("mixed_float16")
         try:

@@ -55,7 +55,11 @@ def test_the_pretrained_model_is_as_accurate_as_its_readme_says():
 
 
 def test_links_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("saved_models/*.md")]:
+    for document in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("saved_models/*.md"),
+        *ROOT.glob("docs/*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
