@@ -5,6 +5,7 @@ them fails here first, with the name of what moved.
 """
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from tests import nets
@@ -56,3 +57,39 @@ def test_an_optimizer_knows_what_it_was_built_for():
     optimizer.build(model.trainable_variables)
     built_for = _keras_internals.built_for(optimizer)
     assert [id(v) for v in built_for] == [id(v) for v in model.trainable_variables]
+
+
+def test_an_optimizer_knows_the_strategy_it_was_made_in():
+    bare = keras.optimizers.SGD()
+    assert _keras_internals.strategy_of(bare) is tf.distribute.get_strategy()
+    strategy = nets.two_replicas()
+    with strategy.scope():
+        assert _keras_internals.strategy_of(keras.optimizers.SGD()) is strategy
+
+
+def test_a_strategy_knows_how_it_sums():
+    assert _keras_internals.all_reduce_of(tf.distribute.get_strategy()) is None
+    own = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], own)
+    assert _keras_internals.all_reduce_of(strategy) is own
+    default = _keras_internals.all_reduce_of(nets.two_replicas())
+    assert default is not None
+
+
+def test_an_optimizer_can_be_kept_from_summing_over_replicas():
+    strategy = nets.two_replicas()
+    with strategy.scope():
+        weight = keras.Variable([0.0])
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build([weight])
+
+    @tf.function
+    def step():
+        strategy.run(
+            lambda: _keras_internals.apply_reduced(
+                optimizer, [tf.constant([1.0])], [weight]
+            )
+        )
+
+    step()
+    assert float(weight.numpy()[0]) == -1.0  # and not twice that

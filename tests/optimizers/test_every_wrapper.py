@@ -154,9 +154,7 @@ class TestTelemetry:
         assert math.isclose(telemetry.norm, 50, rel_tol=1e-6)
         assert math.isclose(telemetry.clipped_norm, 2, rel_tol=1e-6)
         assert telemetry.threshold == 2.0
-        assert str(telemetry) == (
-            "clip_by_global_norm: 3 steps, 67% clipped, threshold 2"
-        )
+        assert str(telemetry) == ("ClipByGlobalNorm: 3 steps, 67% clipped, threshold 2")
 
     @each_wrapper
     def test_the_norms_are_those_of_the_gradients(self, wrapper):

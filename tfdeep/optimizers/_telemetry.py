@@ -12,7 +12,7 @@ class Telemetry(Record):
     """What an optimizer wrapper has done, read from its variables.
 
     Attributes:
-        wrapper: Name of the wrapper.
+        wrapper: Name of the wrapper's class.
         steps: Number of steps whose gradients it has seen.
         clipped_steps: Number of steps in which it shortened a gradient.
         skipped_steps: Number of steps it did not pass on, because a gradient was not
@@ -20,8 +20,9 @@ class Telemetry(Record):
         norm: Joint L2 norm of the last step's gradients before the wrapper, in
             gradient units (loss per unit of weight). NaN if it was not measured.
         clipped_norm: The same after the wrapper.
-        threshold: The bound in force in the last step, in gradient units; infinity
-            while a wrapper still learns its bound. NaN if it has none.
+        threshold: The bound in force in the last step, in gradient units (of
+            `AdaptiveClip`, its factor); infinity while a wrapper still learns its
+            bound. NaN if it has none.
     """
 
     wrapper: str

@@ -120,7 +120,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         steps, clipped, skipped = self._counts.numpy() if self.built else (0, 0, 0)
         latest = self._latest.numpy() if self.built else [np.nan] * 3
         return Telemetry(
-            self.name, int(steps), int(clipped), int(skipped), *map(float, latest)
+            type(self).__name__,
+            int(steps),
+            int(clipped),
+            int(skipped),
+            *map(float, latest),
         )
 
     def get_config(self) -> dict[str, Any]:
