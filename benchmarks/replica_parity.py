@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def cases():
         for name, inner in INNER.items():
             found[f"{wrapper}, {name}"] = lambda w=wrap, i=inner: w(i())
     for more in ({"use_ema": True, "ema_momentum": 0.5}, {"loss_scale_factor": 128.0}):
-        for wrapper in ("ClipByGlobalNorm", "Accumulate"):
+        for wrapper in WRAPPERS:
             found[f"{wrapper}, SGD, {next(iter(more))}"] = (
                 lambda w=WRAPPERS[wrapper], m=more: w(INNER["SGD"](**m))
             )
@@ -203,11 +204,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--work", "--names", "--replicas"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--case", default=".*", help="pattern of the rows to print")
     arguments = parser.parse_args()
     if arguments.work:
         work(json.loads(arguments.names), int(arguments.replicas), arguments.work)
         return
-    every = {**keras_cases(), **cases()}
+    every = {
+        name: make
+        for name, make in {**keras_cases(), **cases()}.items()
+        if re.fullmatch(arguments.case, name)
+    }
     columns = {
         "2 replicas": train_on_replicas(list(every), 2),
         "4 replicas": train_on_replicas(list(every), 4),

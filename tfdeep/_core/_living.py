@@ -38,6 +38,14 @@ def models_compiled_with(optimizer: Any) -> list[Any]:
     ]
 
 
+def has_loss_scaling_around(optimizer: Any) -> bool:
+    """Whether a `LossScaleOptimizer` wraps this optimizer."""
+    return any(
+        any(o is optimizer for o in _optimizers.chain(outer))
+        for outer in _living(keras.optimizers.LossScaleOptimizer)
+    )
+
+
 def _living(kind: type) -> list[Any]:
     # Not `isinstance`: it would wake the lazy modules of other packages.
     return [item for item in gc.get_objects() if issubclass(type(item), kind)]

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals, _replicas
+from tfdeep._core import _gradients, _keras_internals, _living, _replicas
 from tfdeep._core._gradients import Gradient
 from tfdeep.optimizers import _refusals
 from tfdeep.optimizers._telemetry import Telemetry
@@ -69,7 +69,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self.inner_optimizer = _refusals.checked_inner(
             inner_optimizer, type(self).__name__
         )
-        self._is_loss_scaled = False
+        self._is_loss_scaled: bool | None = None  # not known yet
 
     # What a rule overrides.
 
@@ -166,7 +166,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             unscale = 1.0 / self.loss_scale_factor
             reduced = [_gradients.scale(gradient, unscale) for gradient in reduced]
         gradients = _with(gradients, places, reduced)
-        if self._is_loss_scaled and _replicas.count() > 1:
+        if _replicas.count() > 1 and self._loss_is_scaled():
             # The loss scaling around this wrapper has looked at the first replica
             # only.
             finite = tf.reduce_all(tf.math.is_finite(_gradients.l2_norms(reduced)))
@@ -178,6 +178,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             )
         else:
             self.apply_reduced(gradients, variables)
+
+    def _loss_is_scaled(self) -> bool:
+        """Whether a `LossScaleOptimizer` stands around this wrapper."""
+        if self._is_loss_scaled is None or not tf.executing_eagerly():
+            self._is_loss_scaled = _living.has_loss_scaling_around(self)
+        return self._is_loss_scaled
 
     def apply_reduced(
         self,
@@ -264,14 +270,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def use_ema(self, use_ema: bool) -> None:
         if "inner_optimizer" in vars(self):
             self.inner_optimizer.use_ema = use_ema
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `LossScaleOptimizer` announces itself so to the optimizer it wraps. (The
-        # setter of a property would not hear of it: TensorFlow drops assignments of
-        # what is there already.)
-        if name == "loss_scale_factor" and "inner_optimizer" in vars(self):
-            self._is_loss_scaled = value is None
-        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         # What only some optimizers have, such as the `optimizers` of a
