@@ -35,6 +35,11 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "Gradients over 200 steps" in printed
 
 
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    command = re.search(r"^Run the tests:\n\n```bash\n(.+)\n```$", README, re.MULTILINE)
+    assert command.group(1) in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
 def test_both_files_of_the_pretrained_model_hold_the_same_weights():
     models = []
     for name in ("digits_0to4.weights.h5", "digits_0to4.ckpt"):
