@@ -184,6 +184,76 @@ class TestCacheIsNeverStale:
         broken(self.after_the_weights_change, cached_by_tf_data)
 
 
+def _sgd(**arguments):
+    return keras.optimizers.SGD(1.0, **arguments)
+
+
+_OUR_CLIPPING = {
+    "clip": lambda: tfdeep.optimizers.ClipByGlobalNorm(_sgd(), clip_norm=0.5),
+    "accumulate": lambda: tfdeep.optimizers.Accumulate(_sgd(), steps=2),
+}
+_KERAS_CLIPPING = {
+    "clip": lambda: _sgd(global_clipnorm=0.5),
+    "accumulate": lambda: _sgd(gradient_accumulation_steps=2),
+}
+
+
+class TestClippingMeansWhatItSays:
+    """4. On replicas, with accumulation, sparse gradients and non-finite values."""
+
+    @staticmethod
+    def on_replicas(optimizers):
+        with nets.two_replicas().scope():
+            model = nets.functional()
+            model.compile(optimizers["clip"](), nets.LOSS)
+        before = model.get_weights()
+        x, y = nets.examples(16)
+        model.fit(x * 10, y, batch_size=16, verbose=0)
+        steps = [a - b for a, b in zip(before, model.get_weights(), strict=True)]
+        norm = np.sqrt(sum((step.astype("float64") ** 2).sum() for step in steps))
+        np.testing.assert_allclose(norm, 0.5, rtol=1e-5)
+
+    @staticmethod
+    def with_accumulation(optimizers):
+        with nets.two_replicas().scope():
+            model = nets.functional()
+            model.compile(optimizers["accumulate"](), nets.LOSS)
+        try:
+            model.fit(nets.dataset(), verbose=0)
+        except RuntimeError as error:  # "merge_call called while defining a new graph"
+            raise AssertionError(str(error)) from error
+
+    @staticmethod
+    def of_sparse_gradients(optimizers):
+        table = keras.Variable(np.zeros((2, 2)), name="embeddings")
+        rows = tf.constant([[3.0, 0.0], [-3.0, 0.0], [0.3, 0.4]])
+        gradient = tf.IndexedSlices(rows, tf.constant([0, 0, 1]), (2, 2))
+        optimizer = optimizers["clip"]()
+        optimizer.apply([gradient], [table])  # of norm .5 once the rows are summed
+        np.testing.assert_allclose(table.numpy(), [[0, 0], [-0.3, -0.4]], atol=1e-6)
+
+    @staticmethod
+    def of_values_that_are_not_finite(optimizers):
+        first, second = keras.Variable([0.0, 0.0]), keras.Variable([0.0])
+        gradients = [tf.constant([np.nan, 0.3]), tf.constant([0.4])]
+        optimizers["clip"]().apply(gradients, [first, second])
+        assert np.isnan(first.numpy()[0])
+        np.testing.assert_allclose([first.numpy()[1], *second.numpy()], [-0.3, -0.4])
+
+    @pytest.mark.parametrize(
+        "promise",
+        [
+            on_replicas.__func__,
+            with_accumulation.__func__,
+            of_sparse_gradients.__func__,
+            of_values_that_are_not_finite.__func__,
+        ],
+    )
+    def test_kept_by_tfdeep_and_broken_by_keras(self, promise):
+        promise(_OUR_CLIPPING)
+        broken(promise, _KERAS_CLIPPING)
+
+
 class TestMonitorTellsTheTruth:
     """5. The gradients that train the model: unscaled, every step, inside the step."""
 
