@@ -61,7 +61,7 @@ def train(clip, epochs):
     if clip:
         optimizer = tfdeep.optimizers.ClipByGlobalNorm(optimizer, CLIP_NORM)
     model.compile(optimizer, "mse")
-    losses, monitor = LossByStep(), tfdeep.callbacks.GradientMonitor()
+    losses, monitor = LossByStep(), tfdeep.callbacks.GradientMonitor(rules=None)
     model.fit(
         *examples(),
         batch_size=64,

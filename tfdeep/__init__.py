@@ -26,6 +26,7 @@ from tfdeep import (
     transfer,
 )
 from tfdeep.checkpoints._restore import restore
+from tfdeep.diagnostics._diagnose import diagnose
 from tfdeep.transfer._cache import cache_frozen
 from tfdeep.transfer._freeze import freeze, unfreeze
 
@@ -33,6 +34,7 @@ __all__ = [
     "cache_frozen",
     "callbacks",
     "checkpoints",
+    "diagnose",
     "diagnostics",
     "distribute",
     "errors",

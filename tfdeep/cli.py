@@ -41,7 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=pathlib.Path("tfdeep_demo"),
         help="directory for weights, logs and the figure (default: tfdeep_demo)",
     )
-    return _demo(parser.parse_args(arguments))
+    report = commands.add_parser(
+        "report",
+        help="write a monitored run as a page of HTML",
+        description="Writes what a GradientMonitor(log_dir) recorded as one page: "
+        "what is wrong with which layer, figures, a table of the weights.",
+    )
+    report.add_argument(
+        "log_dir", metavar="LOGDIR", type=pathlib.Path, help="the monitor's log_dir"
+    )
+    report.add_argument(
+        "--output",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="the page (default: LOGDIR/report.html)",
+    )
+    options = parser.parse_args(arguments)
+    return _report(options) if options.command == "report" else _demo(options)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -62,4 +78,17 @@ def _demo(options: argparse.Namespace) -> int:
     except TfdeepError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from tfdeep.diagnostics._html_report import write_html_report
+    from tfdeep.errors import TfdeepError
+
+    try:
+        path = write_html_report(options.log_dir, options.output)
+    except (TfdeepError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(path)
     return 0

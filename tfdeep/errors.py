@@ -11,6 +11,7 @@
     │   ├── UnsafeFileError                   the file reaches outside itself
     │   └── MismatchError      (ValueError)   file and model do not fit together
     ├── NonFiniteGradientError (ArithmeticError)  too many steps in a row skipped
+    ├── SickLayerError                        a monitor found one and was to raise
     └── MissingDependencyError (ImportError)  an optional package is not installed
 
 Each message says what was received, what was expected and how to mend it. When an
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tfdeep.checkpoints import RestoreReport
+    from tfdeep.diagnostics import Finding
 
 __all__ = [
     "CheckpointError",
@@ -34,6 +36,8 @@ __all__ = [
     "ModelError",
     "NonFiniteGradientError",
     "SelectionError",
+    "SickLayerError",
+    "SickLayerWarning",
     "TfdeepError",
     "UnknownFormatError",
     "UnsafeFileError",
@@ -91,6 +95,22 @@ class MismatchError(CheckpointError, ValueError):
 
 class NonFiniteGradientError(TfdeepError, ArithmeticError):
     """More steps in a row than allowed had a gradient that was not finite."""
+
+
+class SickLayerError(TfdeepError):
+    """A `GradientMonitor(on_finding="raise")` found a layer that does not train well.
+
+    Attributes:
+        finding: The `tfdeep.diagnostics.Finding`.
+    """
+
+    def __init__(self, message: str, finding: Finding) -> None:
+        super().__init__(message)
+        self.finding = finding
+
+
+class SickLayerWarning(UserWarning):
+    """A `GradientMonitor` found a layer that does not train well."""
 
 
 class MissingDependencyError(TfdeepError, ImportError):

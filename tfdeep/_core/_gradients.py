@@ -57,6 +57,35 @@ def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
     return tf.gather(largest, places)
 
 
+def entry_statistics(
+    gradients: Sequence[Gradient], sizes: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mean entry, fraction of zeros and number of NaN or infinite entries of each.
+
+    Args:
+        gradients: The gradients.
+        sizes: How many entries the variable of each has (a sparse gradient names
+            only some of them; the others are zero).
+    """
+    tensors = _measurable(gradients)
+    size = tf.cast(tf.constant(sizes), tensors[0].dtype)
+
+    def each(reduced: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        parts, places = _reduce_each(
+            tensors,
+            lambda x: tf.reduce_sum(reduced(x)),
+            lambda x: tf.reduce_sum(reduced(x), axis=1),
+        )
+        return tf.gather(parts, places)
+
+    def counted(condition: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        return each(lambda x: tf.cast(condition(x), x.dtype))
+
+    zeros = size - counted(lambda x: tf.not_equal(x, 0))
+    nonfinite = counted(lambda x: ~tf.math.is_finite(x))
+    return each(lambda x: x) / size, zeros / size, nonfinite
+
+
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
     """The rows of a sparse gradient with repeated rows added up; the rest are zero.
 

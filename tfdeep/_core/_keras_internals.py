@@ -51,6 +51,22 @@ def built_for(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def trainable_when_compiled(model: Any) -> Any:
+    """The `trainable` flag of each layer when the model was compiled; None if unknown.
+
+    Keras keeps it from 3.15 on.
+    """
+    return getattr(model, "_compiled_trainable_state", None)
+
+
+def was_traced(train_function: Any) -> bool:
+    """Whether a model's train function was called, and keeps what it trained then."""
+    closure = getattr(train_function, "__closure__", None) or ()
+    functions = [cell.cell_contents for cell in closure]
+    counters = [getattr(f, "experimental_get_tracing_count", None) for f in functions]
+    return any(counter() > 0 for counter in counters if counter is not None)
+
+
 def strategy_of(optimizer: Any) -> Any:
     """The distribution strategy in whose scope an optimizer was made."""
     return optimizer._distribution_strategy

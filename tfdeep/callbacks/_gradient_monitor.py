@@ -4,62 +4,111 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfdeep._core import _optimizers, _paths
+from tfdeep._core import _architecture, _keras_internals, _optimizers, _paths
+from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep.callbacks._recorder import StepRecorder
-from tfdeep.callbacks._tensorboard import ScalarWriter
+from tfdeep.callbacks._run_writer import RunWriter
 from tfdeep.callbacks._train_function import WatchedTrainFunction
-from tfdeep.diagnostics import MonitorReport, summarize
-from tfdeep.errors import InvalidArgumentError, ModelError
+from tfdeep.diagnostics import (
+    Finding,
+    MonitorReport,
+    Recording,
+    plot_run,
+    summarize,
+)
+from tfdeep.diagnostics._examiner import Examiner, in_order
+from tfdeep.diagnostics.rules import Rule, default_rules
+from tfdeep.errors import (
+    InvalidArgumentError,
+    ModelError,
+    SickLayerError,
+    SickLayerWarning,
+)
 from tfdeep.optimizers import OptimizerWrapper, Telemetry
+
+OnFinding = str | Callable[[Finding], object] | None
+
+# The rules are asked often while most goes wrong, then rarely; in steps.
+_EARLY, _EARLY_PERIOD, _LATE_PERIOD = 100, 10, 100
+
+_OF_VARIABLES = (
+    "norm",
+    "clipped_norm",
+    "largest_entry",
+    "mean",
+    "zero_fraction",
+    "nonfinite_count",
+    "silent_fraction",
+    "update_norm",
+    "weight_norm",
+)
 
 
 class GradientMonitor(keras.callbacks.Callback):
-    """Records the gradients of every layer while `fit` trains, at every step.
+    """Sees why a deep network does not train: watches every layer while `fit` trains.
 
-    Use it when a deep network does not train, or to see that it does. It records the
+    Use it when a network does not train, or to see that it does. It records the
     gradients that train the model: summed over replicas, free of the loss scale,
     before and after clipping, inside the compiled step, without a second backward
-    pass. It works with any optimizer given to `compile` and leaves the model as it
+    pass. Rules look at what was recorded, name the layer that is sick, and say what
+    helps. It works with any optimizer given to `compile` and leaves the model as it
     found it.
 
     A fit with a monitor traces the train step anew, as the first fit after
     `compile` does. Each fit starts a new history.
 
     Args:
-        log_dir: Directory for TensorBoard scalars. Every step is written at first,
-            then ever more sparsely, so that long runs stay readable; `history` holds
-            every step. None writes nothing.
+        log_dir: Directory for TensorBoard and for `tfdeep report`. Every step is
+            written at first, then ever more sparsely, so that long runs stay readable.
+            A second fit into the same directory goes to `fit_2` in it. None writes
+            nothing.
         include: A pattern or a list of patterns; the variables to record. None
             records every trainable variable.
         exclude: A pattern or a list of patterns; the variables to leave out.
         flush_every: Integer > 0. How many steps are kept on the device before they
             are read, in steps.
+        activations: Whether to look at the outputs of the layers as well: their
+            scale, units that are never active, saturation, rank. It costs more time.
+        histograms: Whether to write histograms of the gradients to TensorBoard, each
+            time the rings are read. It keeps a copy of the gradients, and needs
+            `log_dir`.
+        rules: A list of `tfdeep.diagnostics.rules.Rule`. "default" takes one of each
+            kind; None or an empty list looks for nothing.
+        on_finding: What to do when a rule finds something: "warn" gives a
+            `SickLayerWarning`, "stop" warns and ends the fit after the step, "raise"
+            raises a `SickLayerError`; a callable is called with the `Finding`; None
+            leaves it to the report.
 
     Raises:
-        InvalidArgumentError: If `flush_every` is not a whole number > 0.
+        InvalidArgumentError: If an argument cannot work as given.
         MissingDependencyError: If `log_dir` is given and tensorboard is not
             installed.
         ModelError: At the start of `fit`, if the model has no optimizer.
         SelectionError: At the start of `fit`, if a pattern selects no variable.
+        SickLayerError: During `fit`, with `on_finding="raise"`.
 
     Example:
 
     >>> model = tfdeep.models.dnn((4,), hidden_units=[8, 8], num_outputs=2)
     >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
     >>> monitor = tfdeep.callbacks.GradientMonitor()
-    >>> x, y = np.ones((32, 4), "float32"), np.zeros(32)
+    >>> x, y = np.random.normal(size=(32, 4)), np.zeros(32)
     >>> history = model.fit(x, y, batch_size=8, verbose=0, callbacks=[monitor])
     >>> list(monitor.history)[:2]
     ['hidden1/kernel', 'hidden1/bias']
     >>> monitor.history["hidden1/kernel"]["norm"].shape
     (4,)
+    >>> monitor.report().findings
+    ()
     """
 
     def __init__(
@@ -68,39 +117,44 @@ class GradientMonitor(keras.callbacks.Callback):
         include: Patterns = None,
         exclude: Patterns = None,
         flush_every: int = 100,
+        activations: bool = False,
+        histograms: bool = False,
+        rules: Sequence[Rule] | str | None = "default",
+        on_finding: OnFinding = "warn",
     ) -> None:
         super().__init__()
-        if (
-            isinstance(flush_every, bool)
-            or not isinstance(flush_every, (int, np.integer))
-            or flush_every < 1
-        ):
-            raise InvalidArgumentError(
-                explain(
-                    "`GradientMonitor` cannot keep this many steps.",
-                    received=f"flush_every={flush_every!r}",
-                    expected="a whole number > 0, in steps",
-                    fix="leave `flush_every` at its default of 100",
-                )
-            )
         self.include = include
         self.exclude = exclude
-        self.flush_every = int(flush_every)
-        self._writer = None if log_dir is None else ScalarWriter(log_dir)
+        self.flush_every = _checked_flush_every(flush_every)
+        self.activations = bool(activations)
+        self.histograms = bool(histograms)
+        self.rules = _checked_rules(rules)
+        self.on_finding = _checked_on_finding(on_finding)
+        self._writer = None if log_dir is None else RunWriter(log_dir)
         self._recorder: StepRecorder | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._recorder = None
-        self._paths: list[str] = []
         self._keys: list[str] = []
-        self._chunks: dict[str, list[np.ndarray]] = {}
+        self._variables: list[_paths.ModelVariable] = []
+        self._recording: Recording | None = None
+        self._examiner = Examiner(self.rules)
+        self._findings: list[Finding] = []
+        self._next_examination = _next_examination(0)
         self._pending = 0
         self._batch_begin = 0
         self._watched: WatchedTrainFunction | None = None
         self._wrappers: list[OptimizerWrapper] = []
 
     # What users read.
+
+    @property
+    def recording(self) -> Recording:
+        """Everything that was recorded of the current or the last fit."""
+        if self._pending:
+            self._flush()
+        return self._recording or Recording([v.path for v in self._variables])
 
     @property
     def history(self) -> dict[str, dict[str, np.ndarray]]:
@@ -112,41 +166,68 @@ class GradientMonitor(keras.callbacks.Callback):
           weight), before clipping;
         * `clipped_norm`: the same after clipping;
         * `largest_entry`: the largest absolute entry before clipping;
-        * `update_ratio`: `||w_after - w_before|| / ||w_before||` of the step's
-          update, at every tenth step; NaN between.
+
+        and, at the first ten steps and every tenth, NaN between:
+
+        * `mean`: the mean entry;
+        * `zero_fraction`: the fraction of entries that are zero;
+        * `nonfinite_count`: how many are NaN or infinite (counted at every step that
+          has one);
+        * `silent_fraction`: of a bias, the fraction of units without a gradient at
+          every measured step of the last fifty;
+        * `update_norm` and `weight_norm`: `||w_after - w_before||` of the step, and
+          `||w_before||`, at every tenth step;
+        * `update_ratio`: the one over the other.
 
         Infinity stands for a gradient with a NaN or infinite entry; NaN where a
-        step had no gradient for the variable, or did not apply it.
+        step had no gradient for the variable, or did not apply it. The numbers of the
+        steps are `recording.steps`: a long run keeps its first and last steps, and
+        ever fewer of those between.
         """
-        if self._pending:
-            self._flush()
-        recorded = {name: np.concatenate(c) for name, c in self._chunks.items() if c}
-        if not recorded:
+        recording = self.recording
+        if not recording.total_steps:
             return {key: {} for key in self._keys}
-        steps = len(recorded["norm"])
-        # The first row says nothing: there is no update before the first step.
-        ratio = recorded["update_ratio"][1:]
-        unknown = np.full((steps - len(ratio), ratio.shape[1]), np.nan, np.float32)
-        recorded["update_ratio"] = np.concatenate([ratio, unknown])
+        recorded = {name: recording.at_steps(name) for name in _OF_VARIABLES}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = recorded["update_norm"] / recorded["weight_norm"]
+        recorded["update_ratio"] = ratio
         return {
             key: {name: values[:, i] for name, values in recorded.items()}
             for i, key in enumerate(self._keys)
         }
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the rules have found so far, the most telling first."""
+        layers = [layer.path for layer in self.recording.layers]
+        return tuple(in_order(self._findings, layers))
+
     def report(self) -> MonitorReport:
-        """What the recorded numbers say about each variable, as a table.
+        """What the rules found, and the recorded numbers of each variable.
 
         Below it stands what each of tfdeep's optimizer wrappers has done.
         """
-        history = self.history
-        report = summarize(
-            {
-                path: history[key]
-                for path, key in zip(self._paths, self._keys, strict=True)
-            }
-        )
+        recording = self.recording
+        history = self.history.values()
+        by_path = dict(zip(recording.variables, history, strict=True))
         wrappers = tuple(f"{telemetry}." for telemetry in self.telemetry)
-        return dataclasses.replace(report, remarks=report.remarks + wrappers)
+        report = summarize(by_path, recording.steps)
+        return dataclasses.replace(
+            report,
+            findings=self.findings,
+            remarks=report.remarks + wrappers,
+        )
+
+    def plot(self) -> Any:
+        """Draws the run: gradients, updates, and what became of the layers.
+
+        Returns:
+            A `matplotlib.figure.Figure`; `figure.savefig("run.png")` writes it.
+
+        Raises:
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        return plot_run(self.recording, self.findings)
 
     @property
     def telemetry(self) -> list[Telemetry]:
@@ -176,7 +257,11 @@ class GradientMonitor(keras.callbacks.Callback):
         self._recorder = StepRecorder(
             model,
             self._chosen_variables,
+            lambda: _architecture.layers_of(model),
+            # The rings are read every ten steps at first.
             capacity=self.flush_every + max(model.steps_per_execution, 64),
+            activations=self.activations,
+            copies=self.histograms,
         )
         if model.built:
             self._recorder.prepare()
@@ -193,12 +278,20 @@ class GradientMonitor(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._pending += batch - self._batch_begin + 1
-        if self._pending >= self.flush_every:
+        done = self._recording.total_steps if self._recording else 0
+        if (
+            self._pending >= self.flush_every
+            or done + self._pending >= self._next_examination
+        ):
             self._flush()
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._flush(last=True)
-        self._unwatch()
+        try:
+            self._flush(last=True)
+        finally:
+            self._unwatch()
+            if self._writer is not None:
+                self._writer.close()
 
     # How it does it.
 
@@ -211,13 +304,17 @@ class GradientMonitor(keras.callbacks.Callback):
         chosen = set(
             _paths.select(paths, self.include, self.exclude, what="trainable variable")
         )
-        variables = [v for v in variables if v.path in chosen]
-        self._paths = [v.path for v in variables]
-        keras_paths = [v.variable.path for v in variables]
+        self._variables = [v for v in variables if v.path in chosen]
+        keras_paths = [v.variable.path for v in self._variables]
         # Two inner models may hold variables that Keras gives the same path.
         unique = len(set(keras_paths)) == len(keras_paths)
-        self._keys = keras_paths if unique else self._paths
-        return [v.variable for v in variables]
+        paths = [v.path for v in self._variables]
+        self._keys = keras_paths if unique else paths
+        layers = _with_frozen_too_late(self.model, _architecture.describe(self.model))
+        self._recording = Recording(paths, layers)
+        if self._writer is not None:
+            self._writer.begin(self._recording)
+        return [v.variable for v in self._variables]
 
     def _unwatch(self) -> None:
         if self._watched is not None and self._recorder is not None:
@@ -226,16 +323,132 @@ class GradientMonitor(keras.callbacks.Callback):
 
     def _flush(self, last: bool = False) -> None:
         self._pending = 0
-        if self._recorder is None or not self._recorder.is_ready:
+        recording = self._recording
+        if self._recorder is None or not self._recorder.is_ready or recording is None:
             return
-        first_step = sum(map(len, self._chunks.get("norm", [])))
-        rows = self._recorder.drain(last)
-        for name, values in rows.items():
-            self._chunks.setdefault(name, []).append(values)
-        if self._writer is not None:
-            self._writer.write(self._paths, rows, first_step)
-            self._writer.write_telemetry(
-                self.telemetry, first_step + len(rows["norm"]) - 1
-            )
-            if last:
+        rows = self._recorder.drain()
+        count = len(rows["loss"])
+        rows["is_frozen"] = np.full_like(rows["norm"], np.nan)
+        rows["is_frozen"][:, [not v.variable.trainable for v in self._variables]] = 1
+        first_step = recording.total_steps
+        recording.extend(rows)
+        new: list[Finding] = []
+        if recording.total_steps >= self._next_examination or (last and count):
+            self._next_examination = _next_examination(recording.total_steps)
+            new = self._examiner.examine(recording)
+            self._findings += new
+        if self._writer is not None and count:
+            self._writer.write(rows, first_step)
+            self._writer.write_findings(new)
+            self._writer.write_telemetry(self.telemetry, recording.total_steps - 1)
+            if self.histograms:
+                gradients = self._recorder.latest_gradients()
+                self._writer.write_histograms(
+                    dict(zip(recording.variables, gradients, strict=True)),
+                    recording.total_steps - 1,
+                )
+        for finding in new:
+            self._tell(finding)
+
+    def _tell(self, finding: Finding) -> None:
+        if callable(self.on_finding):
+            self.on_finding(finding)
+        elif self.on_finding == "raise":
+            if self._writer is not None:
                 self._writer.close()
+            raise SickLayerError(
+                explain(
+                    f"{finding.layer or 'The net'} does not train: {finding.kind}.",
+                    received=f"{finding.evidence}, since step {finding.first_step}",
+                    expected="none of the illnesses that `rules` look for",
+                    fix=finding.remedy,
+                ),
+                finding,
+            )
+        elif self.on_finding is not None:
+            message = f"{finding.kind}: {finding}"
+            warnings.warn(message, SickLayerWarning, stacklevel=2)
+            if self.on_finding == "stop":
+                self.model.stop_training = True
+
+
+def _next_examination(done: int) -> int:
+    """The number of steps after which the rules are asked again."""
+    period = _EARLY_PERIOD if done < _EARLY else _LATE_PERIOD
+    return (done // period + 1) * period
+
+
+def _with_frozen_too_late(model: Any, layers: tuple[LayerInfo, ...]) -> Any:
+    """Marks the layers that were frozen when it was too late to take effect."""
+    flags = _keras_internals.trainable_when_compiled(model)
+    train_function = WatchedTrainFunction.own_of(model)
+    if flags is None or not _keras_internals.was_traced(train_function):
+        return layers
+    optimizer = _optimizers.chain(model.optimizer)[-1]
+    # What `tfdeep.freeze` freezes, the optimizer does not hold any more.
+    held = {id(v) for v in _keras_internals.built_for(optimizer)}
+    by_path = _architecture.layers_of(model)
+
+    def is_too_late(layer: Any) -> bool:
+        was_trainable = layer in flags and flags[layer]
+        return bool(was_trainable) and any(
+            id(v) in held and not v.trainable for v in layer.weights
+        )
+
+    return tuple(
+        dataclasses.replace(info, frozen_too_late=is_too_late(by_path[info.path]))
+        for info in layers
+    )
+
+
+def _checked_flush_every(flush_every: Any) -> int:
+    if (
+        isinstance(flush_every, bool)
+        or not isinstance(flush_every, (int, np.integer))
+        or flush_every < 1
+    ):
+        raise InvalidArgumentError(
+            explain(
+                "`GradientMonitor` cannot keep this many steps.",
+                received=f"flush_every={flush_every!r}",
+                expected="a whole number > 0, in steps",
+                fix="leave `flush_every` at its default of 100",
+            )
+        )
+    return int(flush_every)
+
+
+def _checked_rules(rules: Any) -> tuple[Rule, ...]:
+    if isinstance(rules, str) and rules == "default":
+        return tuple(default_rules())
+    if rules is None:
+        return ()
+    wrong = [rule for rule in rules if not isinstance(rule, Rule)]
+    if isinstance(rules, str) or wrong:
+        raise InvalidArgumentError(
+            explain(
+                "`GradientMonitor` cannot ask these rules.",
+                received=f"rules={rules!r}",
+                expected='"default", None, or a list of rules',
+                fix="call the class: `rules=[tfdeep.diagnostics.rules.DeadUnits()]`",
+            )
+        )
+    return tuple(rules)
+
+
+def _checked_on_finding(on_finding: Any) -> OnFinding:
+    if on_finding is None:
+        return None
+    if callable(on_finding):
+        function: Callable[[Finding], object] = on_finding
+        return function
+    if on_finding not in ("warn", "stop", "raise"):
+        raise InvalidArgumentError(
+            explain(
+                "`GradientMonitor` does not know what to do with a finding.",
+                received=f"on_finding={on_finding!r}",
+                expected='"warn", "stop", "raise", a callable, or None',
+                fix='leave `on_finding` at its default of "warn"',
+            )
+        )
+    return str(on_finding)

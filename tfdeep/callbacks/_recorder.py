@@ -13,7 +13,9 @@ stays untouched if training stops in the middle.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,40 +24,60 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
 from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers import OptimizerWrapper
+from tfdeep._core._layer_calls import replace
+from tfdeep.callbacks._layer_recorder import LayerRecorder
+from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
+from tfdeep.optimizers import Accumulate, OptimizerWrapper
 
-# The update of a weight is measured at every tenth step: it takes a copy of the
-# weights, which at every step costs 6 to 19 percent of the training time.
-RATIO_EVERY = 10
+# What costs more than a norm is measured at the first steps, when most goes wrong, and
+# then at every tenth step. The update of a weight takes a copy of the weights, which
+# at every step costs 6 to 19 percent of the training time.
+EVERY = 10
+
+# A unit is silent if it had no gradient at any measured step of the last so many.
+SILENT_STEPS = 50
 
 # Weights up to this many entries share one copy; fewer, larger operations are cheaper.
 _SHARED_COPY = 131_072
 
 
 class StepRecorder:
-    """Records gradient norms, largest entries and update ratios of each step.
+    """Records what happens to the gradients, weights and layers in each step.
 
     Args:
         model: A compiled model.
         choose: Returns the variables to record, one column each. It is called once
             the model has its variables.
+        layers: Returns the layers of the model by path.
         capacity: How many steps the rings hold.
+        activations: Whether to look at the outputs of the layers.
+        copies: Whether to keep the latest gradients, for histograms.
     """
 
     def __init__(
         self,
         model: Any,
         choose: Callable[[], Sequence[keras.Variable]],
+        layers: Callable[[], Mapping[str, Any]],
         capacity: int,
+        activations: bool = False,
+        copies: bool = False,
     ) -> None:
         self.capacity = capacity
         self._model = model
         self._choose = choose
+        self._choose_layers = layers
+        self._activations = activations
+        self._copies_gradients = copies
         chain = _optimizers.chain(model.optimizer)
         self._outer = chain[0]
         self._wrappers = [o for o in chain if isinstance(o, OptimizerWrapper)]
         self._plain = chain[-1]
         self._clips = bool(self._wrappers) or _changes_gradients(self._plain)
+        # How many steps an update takes; as many hold one, wherever they begin.
+        self._span = math.prod(_steps_accumulated(o) for o in chain)
+        self._period = self._span * math.ceil(max(EVERY / self._span, 2))
+        self._losses: dict[int, tf.Tensor] = {}
         self._drained = 0
         self.is_ready = False
 
@@ -71,45 +93,79 @@ class StepRecorder:
         self._variables = list(self._choose())
         self._column = {id(v): i for i, v in enumerate(self._variables)}
         count = len(self._variables)
-        self._step = _local(tf.zeros([], tf.int64))
-        self._seen = _local(self._blank(2 * count))
-        self._passed_on = _local(self._blank(count)) if self._clips else None
-        self._ratio = _local(self._blank(count))
-        sizes = [int(np.prod(variable.shape)) for variable in self._variables]
-        self._shared = [i for i in range(count) if sizes[i] <= _SHARED_COPY]
-        self._single = [i for i in range(count) if sizes[i] > _SHARED_COPY]
-        self._shared_sizes = [sizes[i] for i in self._shared]
-        self._shared_copy = _local(tf.zeros([sum(self._shared_sizes)]))
+        self._sizes = [int(np.prod(v.shape)) for v in self._variables]
+        self._biases = [i for i, v in enumerate(self._variables) if v.name == "bias"]
+        bias_sizes = [self._sizes[i] for i in self._biases]
+        self._bias_of_unit = np.repeat(np.arange(len(bias_sizes)), bias_sizes)
+        self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
+        self._step = local_variable(tf.zeros([], tf.int64))
+        self._loss = Ring(self.capacity, 1)
+        self._seen = Ring(self.capacity, 2 * count)
+        self._passed_on = Ring(self.capacity, count) if self._clips else None
+        self._details = Ring(self.capacity, 3 * count + len(self._biases))
+        self._update = Ring(self.capacity, 2 * count)
+        self._shared = [i for i in range(count) if self._sizes[i] <= _SHARED_COPY]
+        self._single = [i for i in range(count) if self._sizes[i] > _SHARED_COPY]
+        self._shared_sizes = [self._sizes[i] for i in self._shared]
+        self._shared_copy = local_variable(tf.zeros([sum(self._shared_sizes)]))
         self._copies = [
-            _local(tf.zeros(self._variables[i].shape, tf.float32)) for i in self._single
+            local_variable(tf.zeros(self._variables[i].shape, tf.float32))
+            for i in self._single
         ]
-
-    def _blank(self, columns: int) -> tf.Tensor:
-        return tf.fill([self.capacity, columns], np.float32(np.nan))
+        self._latest = [
+            local_variable(tf.zeros(variable.shape, tf.float32))
+            for variable in self._variables
+            if self._copies_gradients
+        ]
+        self._layers = LayerRecorder(
+            self._choose_layers(), self.capacity, self._activations
+        )
 
     # Looking on, inside the step.
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Puts the recorder between the gradients and the optimizer."""
+        if self._model.built:
+            self.prepare()
         with contextlib.ExitStack() as stack:
             if self._wrappers:
-                _replace(stack, self._wrappers[0], "apply_reduced", self._look_before)
-                _replace(stack, self._plain, "apply", self._look_after)
+                replace(stack, self._wrappers[0], "apply_reduced", self._look_before)
+                replace(stack, self._plain, "apply", self._look_after)
             else:
-                _replace(stack, self._plain, "apply", self._look_at_plain)
-            _replace(stack, self._outer, "apply", self._count_step)
+                replace(stack, self._plain, "apply", self._look_at_plain)
+            replace(stack, self._outer, "apply", self._count_step)
+            replace(stack, self._outer, "scale_loss", self._look_at_loss)
+            if self.is_ready:
+                stack.enter_context(self._layers.watching())
             yield
+
+    def _look_at_loss(self, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(loss: Any) -> Any:
+            self._losses[threading.get_ident()] = loss
+            return scale_loss(loss)
+
+        return seen
 
     def _count_step(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
             self.prepare()
+            self._record_loss()
+            self._layers.record(self._step, _is_due(self._step))
             self._measure_updates()
             result = apply(grads, trainable_variables)
             self._step.assign_add(1)
             return result
 
         return counted
+
+    def _record_loss(self) -> None:
+        loss = self._losses.pop(threading.get_ident(), None)
+        if loss is None or not is_at_hand(loss):
+            return
+        # Keras divides the loss by the number of replicas.
+        loss = tf.cast(tf.reduce_mean(loss), tf.float32) * _replicas.count()
+        self._loss.write(self._step, loss[tf.newaxis])
 
     def _look_before(self, apply_reduced: Callable[..., Any]) -> Callable[..., Any]:
         def seen(gradients: list[Gradient | None], variables: list[Any]) -> None:
@@ -165,16 +221,55 @@ class StepRecorder:
         # least its largest entry.
         norms = tf.maximum(_gradients.l2_norms(gradients), largest)
         row = [self._in_columns(norms, columns), self._in_columns(largest, columns)]
-        self._write(self._seen, tf.concat(row, 0))
+        self._seen.write(self._step, tf.concat(row, 0))
+        is_broken = ~tf.reduce_all(tf.math.is_finite(largest))
+        tf.cond(
+            _is_due(self._step) | is_broken,
+            lambda: self._record_details(gradients, columns),
+            lambda: tf.constant(0),
+        )
+
+    def _record_details(
+        self, gradients: list[Gradient], columns: list[int]
+    ) -> tf.Tensor:
+        sizes = [self._sizes[column] for column in columns]
+        statistics = _gradients.entry_statistics(gradients, sizes)
+        row = [self._in_columns(values, columns) for values in statistics]
+        if self._biases:
+            row.append(self._silent_units(dict(zip(columns, gradients, strict=True))))
+        self._details.write(self._step, tf.concat(row, 0))
+        if self._copies_gradients:
+            for column, gradient in zip(columns, gradients, strict=True):
+                dense = tf.convert_to_tensor(gradient)
+                self._latest[column].assign(tf.cast(dense, tf.float32))
+        return tf.constant(0)
+
+    def _silent_units(self, gradients: dict[int, Gradient]) -> tf.Tensor:
+        """The fraction of each bias' units that have had no gradient for a while."""
+        heard = tf.concat(
+            [
+                tf.not_equal(tf.reshape(gradients[i], [-1]), 0)
+                if i in gradients
+                else tf.zeros([self._sizes[i]], tf.bool)
+                for i in self._biases
+            ],
+            0,
+        )
+        self._last_heard.assign(tf.where(heard, self._step, self._last_heard))
+        silent = tf.cast(
+            self._last_heard <= tf.maximum(self._step - SILENT_STEPS, -1), tf.float32
+        )
+        count = len(self._biases)
+        return tf.math.unsorted_segment_mean(silent, self._bias_of_unit, count)
 
     def _record_passed_on(
         self, gradients: list[Gradient], variables: list[Any]
     ) -> None:
         gradients, columns = self._selected(gradients, variables)
-        if not columns:
+        if not columns or self._passed_on is None:
             return
         row = self._in_columns(_gradients.l2_norms(gradients), columns)
-        self._write(self._passed_on, row)
+        self._passed_on.write(self._step, row)
 
     def _selected(
         self, gradients: list[Gradient], variables: list[Any]
@@ -202,10 +297,14 @@ class StepRecorder:
         )
 
     def _measure_updates(self) -> None:
-        """Copies the weights before a step to be measured, compares them after it."""
-        phase = tf.cast(tf.minimum(self._step % RATIO_EVERY, 2), tf.int32)
-        tf.switch_case(
-            phase, [self._copy_weights, self._compare_weights, lambda: tf.constant(0)]
+        """Copies the weights before an update to be measured, compares them after it.
+
+        With accumulation an update is made every so many steps.
+        """
+        phase = self._step % self._period
+        tf.cond(tf.equal(phase, 0), self._copy_weights, lambda: tf.constant(0))
+        tf.cond(
+            tf.equal(phase, self._span), self._compare_weights, lambda: tf.constant(0)
         )
 
     def _copy_weights(self) -> tf.Tensor:
@@ -224,8 +323,10 @@ class StepRecorder:
         for i, copy in zip(self._single, self._copies, strict=True):
             old.append(copy.read_value())
             change.append(tf.cast(self._variables[i].value, tf.float32) - old[-1])
-        ratios = _gradients.l2_norms(change) / _gradients.l2_norms(old)
-        self._write(self._ratio, self._in_columns(ratios, self._shared + self._single))
+        order = self._shared + self._single
+        row = [self._in_columns(_gradients.l2_norms(x), order) for x in (change, old)]
+        # It is the update of the step before.
+        self._update.write(self._step - 1, tf.concat(row, 0))
         return tf.constant(0)
 
     def _flat_shared(self) -> tf.Tensor:
@@ -235,73 +336,68 @@ class StepRecorder:
         ]
         return tf.concat(flat, 0)
 
-    def _write(self, ring: tf.Variable, row: tf.Tensor) -> None:
-        place = tf.cast(self._step % self.capacity, tf.int32)
-        ring.scatter_update(tf.IndexedSlices(row[tf.newaxis], place[tf.newaxis]))
-
     # Reading, between the steps.
 
-    def drain(self, last: bool = False) -> dict[str, np.ndarray]:
+    def latest_gradients(self) -> list[np.ndarray]:
+        """The gradients of the last step that was measured in detail, before clipping.
+
+        Empty unless copies were asked for.
+        """
+        return [np.array(variable.numpy()) for variable in self._latest]
+
+    def drain(self) -> dict[str, np.ndarray]:
         """Takes what was recorded since the last call out of the rings.
 
-        Args:
-            last: True when no step will follow, so that an update that still waits to
-                be measured is measured now.
-
         Returns:
-            `norm`, `clipped_norm`, `largest_entry` and `update_ratio`, each of shape
-            (steps, variables). The rows of `update_ratio` belong to one step earlier,
-            since an update is measured at the start of the next step; with `last`
-            there is one row more.
+            By quantity, an array of shape (steps, columns), NaN where a step was not
+            measured: `loss` (one column); of each variable `norm`, `clipped_norm`,
+            `largest_entry`, `mean`, `zero_fraction`, `nonfinite_count`,
+            `silent_fraction`, `update_norm` and `weight_norm`; and what
+            `LayerRecorder` records of the layers.
         """
         step = int(self._step.numpy())
-        if last and step % RATIO_EVERY == 1:
+        if step % self._period == self._span:  # the next step would measure it
             self._compare_weights()
         # A ring that was overrun has lost its oldest rows; they read as unknown.
         lost = max(step - self._drained - self.capacity, 0)
         rows = np.arange(self._drained + lost, step) % self.capacity
-        seen = self._take(self._seen)
-        norm, largest = np.split(seen[rows], 2, axis=1)
+        norm, largest = np.split(self._seen.take(rows), 2, axis=1)
         clipped = norm
         if self._passed_on is not None:
-            clipped = self._take(self._passed_on)[rows]
+            clipped = self._passed_on.take(rows)
             # Too small for its squares, and so for any clipping.
             clipped = np.where((clipped == 0) & (norm < 1e-18), norm, clipped)
-        ratio_rows = np.append(rows, step % self.capacity) if last else rows
-        ratio = self._take(self._ratio)[ratio_rows]
-        self._drained = step
+        count = norm.shape[1]
+        details = self._details.take(rows)
+        mean, zeros, nonfinite = np.split(details[:, : 3 * count], 3, axis=1)
+        silent = np.full_like(norm, np.nan)
+        silent[:, self._biases] = details[:, 3 * count :]
+        update, weight = np.split(self._update.take(rows), 2, axis=1)
         recorded = {
+            "loss": self._loss.take(rows, across=np.mean),
             "norm": norm,
             "clipped_norm": clipped,
             "largest_entry": largest,
-            "update_ratio": ratio,
+            "mean": mean,
+            "zero_fraction": zeros,
+            "nonfinite_count": nonfinite,
+            "silent_fraction": silent,
+            "update_norm": update,
+            "weight_norm": weight,
+            **self._layers.take(rows),
         }
-        unknown = np.full((lost, norm.shape[1]), np.nan, np.float32)
-        return {name: np.concatenate([unknown, x]) for name, x in recorded.items()}
+        self._drained = step
+        return {
+            name: np.concatenate(
+                [np.full((lost, values.shape[1]), np.nan, np.float32), values]
+            )
+            for name, values in recorded.items()
+        }
 
-    def _take(self, ring: tf.Variable) -> np.ndarray:
-        values = np.array(ring.numpy())
-        ring.assign(self._blank(values.shape[1]))
-        return values
 
-
-def _replace(
-    stack: contextlib.ExitStack,
-    owner: Any,
-    name: str,
-    around: Callable[[Callable[..., Any]], Callable[..., Any]],
-) -> None:
-    """Replaces a method of one object until `stack` closes.
-
-    It goes past `__setattr__`, which in Keras tracks what is assigned.
-    """
-    attributes = vars(owner)
-    before = attributes.get(name)
-    attributes[name] = around(getattr(owner, name))
-    if before is None:
-        stack.callback(attributes.pop, name)
-    else:
-        stack.callback(attributes.__setitem__, name, before)
+def _is_due(step: tf.Tensor) -> tf.Tensor:
+    """Whether a step is measured in detail."""
+    return (step < EVERY) | (step % EVERY == 0)
 
 
 def _present(
@@ -312,13 +408,15 @@ def _present(
     return [g for g, _ in pairs], [v for _, v in pairs]
 
 
-def _local(value: tf.Tensor) -> tf.Variable:
-    """A variable that every replica writes by itself, with the same value."""
-    return tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.NONE)
-
-
 def _accumulates(optimizer: Any) -> bool:
-    return bool(getattr(optimizer, "gradient_accumulation_steps", None))
+    return _steps_accumulated(optimizer) > 1
+
+
+def _steps_accumulated(optimizer: Any) -> int:
+    if isinstance(optimizer, Accumulate):
+        return optimizer.steps
+    # A wrapper has the other attributes of its inner optimizer.
+    return vars(optimizer).get("gradient_accumulation_steps") or 1
 
 
 def _changes_gradients(optimizer: Any) -> bool:

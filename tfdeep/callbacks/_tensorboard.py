@@ -1,32 +1,95 @@
-"""Writes recorded numbers as TensorBoard scalars."""
+"""Writes a run for TensorBoard: scalars, a layout of them, a heat map, findings."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
+from tfdeep.diagnostics import Finding, Recording
+from tfdeep.diagnostics._plots import heat_map_png
 from tfdeep.errors import MissingDependencyError
 from tfdeep.optimizers import Telemetry
 
-# How many steps are written in full; from there on, each doubling of the step count
-# adds as many points again.
-_DENSE_STEPS = 512
-
-_TAGS = {
+# By quantity, the first part of its tags; the second is the path of a variable, ...
+_OF_VARIABLES = {
     "norm": "gradient_norm",
     "clipped_norm": "gradient_norm_after_clipping",
     "largest_entry": "largest_gradient_entry",
+    "mean": "gradient_mean",
+    "zero_fraction": "gradient_zero_fraction",
+    "nonfinite_count": "gradient_nonfinite_count",
+    "silent_fraction": "silent_fraction",
     "update_ratio": "update_to_weight_ratio",
+    "update_norm": "update_norm",
+    "weight_norm": "weight_norm",
+}
+# ... of a layer, ...
+_OF_LAYERS = {
+    "output_mean": "output_mean",
+    "output_std": "output_std",
+    "flat_fraction": "saturated_fraction",
+    "inactive_fraction": "inactive_fraction",
+    "effective_rank": "effective_rank",
+    "nonfinite_output": "nonfinite_output",
+}
+# ... or there is none.
+_OF_THE_NET = {
+    "loss": "loss",
+    "input_offset": "input_offset",
+    "input_spread": "input_spread",
+}
+
+# Written for every chosen step; all else where a step was measured in detail. The
+# largest entry says little more than the norm: after the first steps it counts among
+# the details, which keeps the files of a long run a fifth smaller.
+_EACH_STEP = ("loss", "norm", "clipped_norm")
+_FIRST_STEPS = 64
+
+# The pages of the custom scalars: a title, and the quantities with one chart each.
+_PAGES = {
+    "Gradients": {
+        "norm": "Gradient norm",
+        "clipped_norm": "Gradient norm after clipping",
+        "largest_entry": "Largest gradient entry",
+        "mean": "Mean gradient entry",
+        "zero_fraction": "Gradient entries that are zero",
+        "silent_fraction": "Units without a gradient",
+        "nonfinite_count": "NaN or infinite gradient entries",
+    },
+    "Updates": {
+        "update_ratio": "Update norm / weight norm",
+        "update_norm": "Update norm",
+        "weight_norm": "Weight norm",
+    },
+    "Layers": {
+        "inactive_fraction": "Units that are never active",
+        "flat_fraction": "Outputs where the activation is flat",
+        "output_std": "Standard deviation of the outputs",
+        "output_mean": "Mean of the outputs",
+        "effective_rank": "Effective rank of the outputs",
+        "nonfinite_output": "Outputs that are not finite",
+        "input_offset": "Offset of the input",
+        "input_spread": "Spread of the input",
+    },
+    "Optimizer": {"loss": "Loss"},
+}
+_TELEMETRY = {
+    "clipped_fraction": "Steps clipped",
+    "threshold": "Threshold",
+    "skipped_steps": "Steps skipped",
 }
 
 
-class ScalarWriter:
-    """Writes one scalar a step, variable and quantity, ever more sparsely.
+class TensorBoardWriter:
+    """Writes the event files of a run, which a run begins and `close` ends.
 
     Args:
         log_dir: Directory of the event files.
@@ -47,52 +110,152 @@ class ScalarWriter:
                     "read `monitor.history`",
                 )
             )
-        self.log_dir = os.fspath(log_dir)
+        self._log_dir = os.fspath(log_dir)
+        self._variables: Sequence[str] = ()
+        self._layers: Sequence[str] = ()
         self._writer: tf.summary.SummaryWriter | None = None
+        self._last_step = 0
+
+    def begin(
+        self,
+        log_dir: str | os.PathLike[str],
+        variables: Sequence[str],
+        layers: Sequence[str],
+    ) -> None:
+        """Starts a run; its first row starts the event file.
+
+        Args:
+            log_dir: Directory of the event files.
+            variables: Paths of the variables, one a column.
+            layers: Paths of the layers, one a column.
+        """
+        self.close()
+        self._log_dir = os.fspath(log_dir)
+        self._variables = variables
+        self._layers = layers
+        self._last_step = 0
 
     def write(
-        self, paths: Sequence[str], rows: dict[str, np.ndarray], first_step: int
+        self,
+        rows: Mapping[str, np.ndarray],
+        first_step: int,
+        each: np.ndarray,
+        detailed: np.ndarray,
     ) -> None:
         """Writes the rows of steps `first_step`, `first_step + 1`, ...
 
         Args:
-            paths: The variables, one a column.
-            rows: By quantity, an array of shape (steps, variables), as
-                `StepRecorder.drain` returns it.
+            rows: By quantity, an array of shape (steps, columns), as
+                `StepRecorder.drain` returns it; NaN is not written.
             first_step: The number of the first row's step.
+            each: Mask of the rows whose norms are written.
+            detailed: Mask of the rows whose details are.
         """
+        rows = dict(rows)
+        if "update_norm" in rows and "weight_norm" in rows:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rows["update_ratio"] = rows["update_norm"] / rows["weight_norm"]
+        tags = self._tags(rows)
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(self.log_dir)
+            self._writer = tf.summary.create_file_writer(self._log_dir)
+            with self._writer.as_default():
+                _write(_layout(rows, self._variables), 0)
         with self._writer.as_default():
-            for i in range(max(map(len, rows.values()))):
-                step = first_step + i
-                if _is_written(step):
-                    gradients = {n: x for n, x in rows.items() if n != "update_ratio"}
-                    _write_row(gradients, i, paths, step)
-                # An update is measured one row after its step, and rarely enough.
-                _write_row({"update_ratio": rows["update_ratio"]}, i, paths, step - 1)
+            for i in np.flatnonzero(each | detailed):
+                step = first_step + int(i)
+                early = each[i] and step < _FIRST_STEPS
+                points = [
+                    tf.compat.v1.Summary.Value(tag=tag, simple_value=value)
+                    for name, names in tags.items()
+                    if (each[i] if name in _EACH_STEP else detailed[i] or early)
+                    for tag, value in zip(names, rows[name][i].tolist(), strict=False)
+                    if value == value  # not NaN
+                ]
+                if points:
+                    _write(tf.compat.v1.Summary(value=points), step)
+        self._last_step = first_step + len(each) - 1
+        self._writer.flush()
+
+    def _tags(self, rows: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+        """The tags of each quantity, one a column."""
+        tags = {}
+        for name in rows:
+            if name in _OF_VARIABLES:
+                tags[name] = [f"{_OF_VARIABLES[name]}/{v}" for v in self._variables]
+            elif name in _OF_LAYERS:
+                tags[name] = [f"{_OF_LAYERS[name]}/{layer}" for layer in self._layers]
+            elif name in _OF_THE_NET:
+                tags[name] = [_OF_THE_NET[name]]
+        return tags
+
+    def write_findings(self, findings: Sequence[Finding]) -> None:
+        """Writes all that the rules have found so far, as a text."""
+        if self._writer is None:
+            return
+        text = "\n".join(
+            f"* **{finding.kind}** at {_code(finding.layer or 'the net')}, "
+            f"{finding.severity}, since step {finding.first_step}: "
+            f"{_escaped(finding.evidence)}. To mend: {_escaped(finding.remedy)}"
+            for finding in findings
+        )
+        with self._writer.as_default(self._last_step):
+            tf.summary.text("findings", text)
         self._writer.flush()
 
     def write_telemetry(self, telemetry: Sequence[Telemetry], step: int) -> None:
         """Writes what each optimizer wrapper has done by this step.
 
         Args:
-            telemetry: One for each wrapper.
+            telemetry: One for each wrapper, from the outside in. The second of the
+                same class is numbered.
             step: The number of the last step.
         """
         if self._writer is None:
             return
+        names = _numbered(wrapper.wrapper for wrapper in telemetry)
+        points = [
+            tf.compat.v1.Summary.Value(
+                tag=f"optimizer/{name}/{quantity}",
+                simple_value=float(getattr(wrapper, quantity)),
+            )
+            for name, wrapper in zip(names, telemetry, strict=True)
+            for quantity in _TELEMETRY
+            if np.isfinite(getattr(wrapper, quantity))
+        ]
+        if points:
+            with self._writer.as_default():
+                _write(tf.compat.v1.Summary(value=points), step)
+            self._writer.flush()
+
+    def write_histograms(self, gradients: Mapping[str, np.ndarray], step: int) -> None:
+        """Writes the distribution of each gradient's finite entries.
+
+        Args:
+            gradients: The gradients by the path of their variable.
+            step: The number of the step.
+        """
+        if self._writer is None:
+            return
         with self._writer.as_default(step):
-            for wrapper in telemetry:
-                values = {
-                    "threshold": wrapper.threshold,
-                    "clipped_fraction": wrapper.clipped_fraction,
-                    "skipped_steps": wrapper.skipped_steps,
-                }
-                for name, value in values.items():
-                    if np.isfinite(value):
-                        tf.summary.scalar(f"optimizer/{wrapper.wrapper}/{name}", value)
+            for path, gradient in gradients.items():
+                entries = np.asarray(gradient, np.float32).ravel()
+                entries = entries[np.isfinite(entries)]
+                if len(entries):
+                    tf.summary.histogram(f"gradient/{path}", entries)
         self._writer.flush()
+
+    def write_heat_map(self, recording: Recording, findings: Sequence[Finding]) -> None:
+        """Writes the gradient norms of the run by layer and step, as an image.
+
+        Without matplotlib, which draws it, there is none.
+        """
+        if self._writer is None:
+            return
+        png = heat_map_png(recording, findings)
+        if png is not None:
+            with self._writer.as_default(self._last_step):
+                image = tf.io.decode_png(png, channels=3)
+                tf.summary.image("gradient_norm_by_layer", image[tf.newaxis])
 
     def close(self) -> None:
         """Ends the event file; the next write starts another."""
@@ -101,22 +264,84 @@ class ScalarWriter:
             self._writer = None
 
 
-def _write_row(
-    rows: dict[str, np.ndarray], i: int, paths: Sequence[str], step: int
-) -> None:
-    """Writes row `i` of each quantity, without the values that are unknown."""
-    points = [
-        tf.compat.v1.Summary.Value(tag=f"{_TAGS[name]}/{path}", simple_value=value)
-        for name, array in rows.items()
-        for path, value in zip(paths, array[i] if i < len(array) else (), strict=False)
-        if not np.isnan(value)
-    ]
-    if points:
-        summary = tf.compat.v1.Summary(value=points)
-        tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
+def _write(summary: Any, step: int) -> None:
+    tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
 
-def _is_written(step: int) -> bool:
-    """Whether a step is written: all early ones, then ever fewer."""
-    stride = 1 << max((step // _DENSE_STEPS).bit_length() - 1, 0)
-    return step % stride == 0
+def _numbered(names: Iterable[str]) -> list[str]:
+    """The names, where the second of the same is numbered, and so on."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return numbered
+
+
+def _layout(rows: Mapping[str, np.ndarray], variables: Sequence[str]) -> Any:
+    """The custom scalars: one chart holds all layers of one quantity."""
+    from tensorboard.plugins.custom_scalar import layout_pb2, summary
+
+    def chart(title: str, pattern: str) -> Any:
+        lines = layout_pb2.MultilineChartContent(tag=[pattern])
+        return layout_pb2.Chart(title=title, multiline=lines)
+
+    groups = _groups(variables)
+    categories = []
+    for page, quantities in _PAGES.items():
+        charts = []
+        for name, title in quantities.items():
+            if name not in rows or not rows[name].shape[1]:
+                continue
+            if name in _OF_THE_NET:
+                charts.append(chart(title, f"^{_OF_THE_NET[name]}$"))
+            elif name in _OF_LAYERS:
+                charts.append(chart(title, f"^{_OF_LAYERS[name]}/"))
+            else:
+                for group, names in groups.items():
+                    if name == "silent_fraction" and group != "biases":
+                        continue
+                    ends = "|".join(map(re.escape, names))
+                    tag = f"^{_OF_VARIABLES[name]}/(?:.+/)?(?:{ends})$"
+                    charts.append(chart(f"{title}, {group}", tag))
+        if page == "Optimizer":
+            charts += [
+                chart(title, f"^optimizer/.+/{name}$")
+                for name, title in _TELEMETRY.items()
+            ]
+        if charts:
+            categories.append(
+                layout_pb2.Category(
+                    title=page, chart=charts, closed=page not in ("Gradients",)
+                )
+            )
+    return summary.pb(layout_pb2.Layout(category=categories))
+
+
+def _groups(variables: Sequence[str]) -> dict[str, list[str]]:
+    """The last names of the variables, by what they do in their layers."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(path.rpartition("/")[2] for path in variables):
+        group = "kernels"
+        if "bias" in name:
+            group = "biases"
+        elif name in ("gamma", "beta", "scale"):
+            group = "scales and offsets"
+        groups.setdefault(group, []).append(name)
+    return dict(sorted(groups.items(), key=lambda item: item[0] != "kernels"))
+
+
+def _code(text: str) -> str:
+    """Text as code in Markdown."""
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is, apart from code in backticks."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick without its other
+        parts = [text.replace("`", "'")]
+    for i in range(0, len(parts), 2):
+        marked = re.sub(r"([\\*_{}\[\]#|])", r"\\\1", parts[i])
+        parts[i] = marked.replace("&", "&amp;").replace("<", "&lt;")
+    return "`".join(parts)

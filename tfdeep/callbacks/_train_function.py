@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdeep.callbacks._recorder import StepRecorder
@@ -30,8 +31,7 @@ class WatchedTrainFunction:
         self._model = model
         self._recorders: list[StepRecorder] = []
         self._was_called = False
-        own = model.train_function
-        self._own: Any = own._own if isinstance(own, WatchedTrainFunction) else own
+        self._own: Any = self.own_of(model)
         model.make_train_function(force=True)  # a step that is not traced yet
         self._recorded = model.train_function
         model.train_function = self
@@ -44,6 +44,12 @@ class WatchedTrainFunction:
             current = cls(model)
         current._recorders.append(recorder)
         return current
+
+    @classmethod
+    def own_of(cls, model: Any) -> Any:
+        """A model's own train function, watched or not."""
+        current = model.train_function
+        return current._own if isinstance(current, cls) else current
 
     def release(self, recorder: StepRecorder) -> None:
         """Ends the watch of a recorder, and with the last one the whole of it."""
@@ -62,6 +68,8 @@ class WatchedTrainFunction:
             self._restore()
             return self._model.train_function(iterator)
         self.is_expected = False
+        if not self._model.built:
+            _build(self._model, iterator)
         try:
             with contextlib.ExitStack() as stack:
                 for recorder in self._recorders:
@@ -72,3 +80,20 @@ class WatchedTrainFunction:
         except BaseException:
             self._restore()
             raise
+
+
+def _build(model: Any, iterator: Any) -> None:
+    """Builds a model for the data of its first step, as that step would.
+
+    Recorders want to know its layers and first weights before the step is traced. A
+    model with a train step of its own knows alone what the data means to it.
+    """
+    spec = getattr(iterator, "element_spec", None)
+    if spec is None or type(model).train_step is not keras.Model.train_step:
+        return
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(spec)
+    model(
+        keras.tree.map_structure(
+            lambda s: keras.Input(batch_shape=s.shape, dtype=s.dtype.name), x
+        )
+    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep.diagnostics._finding import Finding, findings_table
 
 History = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -49,11 +50,13 @@ class MonitorReport(Record):
         steps: Number of recorded steps.
         variables: One summary a variable, from the input to the output.
         remarks: What stands out, in words.
+        findings: What the rules found, the most telling first.
     """
 
     steps: int
     variables: tuple[VariableSummary, ...]
     remarks: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
         rows = [
@@ -67,22 +70,25 @@ class MonitorReport(Record):
             )
             for v in self.variables
         ]
-        return render_table(
+        table = render_table(
             f"Gradients over {self.steps} steps",
             ["variable", "norm, start", "end", "largest", "clipped", "update/weight"],
             shorten(rows, _MOST_ROWS),
             notes=self.remarks,
             align="lrrrrr",
         )
+        return f"{findings_table(self.findings)}\n\n{table}"
 
 
-def summarize(history: History) -> MonitorReport:
+def summarize(history: History, steps: np.ndarray | None = None) -> MonitorReport:
     """Sums up recorded gradients, for a table of them or for rules of one's own.
 
     Args:
         history: `GradientMonitor.history`: by variable, the arrays `norm`,
             `clipped_norm`, `largest_entry` (in gradient units) and `update_ratio`,
             one value a step.
+        steps: The numbers of the steps, if not every step is there. Defaults to 0, 1,
+            2, ...
 
     Returns:
         A `MonitorReport`, which prints as a table.
@@ -103,12 +109,17 @@ def summarize(history: History) -> MonitorReport:
     >>> summary.norm_at_start, summary.norm_at_end, summary.clipped_fraction
     (4.0, 1.0, 0.25)
     """
-    summaries = tuple(_summary(path, recorded) for path, recorded in history.items())
-    steps = max((len(r["norm"]) for r in history.values() if "norm" in r), default=0)
-    return MonitorReport(steps, summaries, tuple(_remarks(summaries, steps)))
+    rows = max((len(r["norm"]) for r in history.values() if "norm" in r), default=0)
+    if steps is None:
+        steps = np.arange(rows)
+    summaries = tuple(_summary(path, r, steps) for path, r in history.items())
+    total = int(steps[-1]) + 1 if len(steps) else 0
+    return MonitorReport(total, summaries, tuple(_remarks(summaries, rows)))
 
 
-def _summary(path: str, recorded: Mapping[str, np.ndarray]) -> VariableSummary:
+def _summary(
+    path: str, recorded: Mapping[str, np.ndarray], steps: np.ndarray
+) -> VariableSummary:
     nothing = np.empty(0, np.float32)
     norm = recorded.get("norm", nothing)
     clipped = recorded.get("clipped_norm", nothing)
@@ -127,14 +138,14 @@ def _summary(path: str, recorded: Mapping[str, np.ndarray]) -> VariableSummary:
         clipped_fraction=float(shortened[known].mean()) if known.any() else 0.0,
         update_ratio=_median(recorded.get("update_ratio", nothing)),
         nonfinite_steps=len(nonfinite),
-        first_nonfinite_step=int(nonfinite[0]) if len(nonfinite) else None,
+        first_nonfinite_step=int(steps[nonfinite[0]]) if len(nonfinite) else None,
         steps_with_gradient=int(known.sum()),
     )
 
 
-def _remarks(summaries: tuple[VariableSummary, ...], steps: int) -> list[str]:
+def _remarks(summaries: tuple[VariableSummary, ...], rows: int) -> list[str]:
     remarks = []
-    silent = [s.path for s in summaries if steps and not s.steps_with_gradient]
+    silent = [s.path for s in summaries if rows and not s.steps_with_gradient]
     if silent:
         remarks.append(f"No gradient at any step: {', '.join(silent)}.")
     broken = [s for s in summaries if s.first_nonfinite_step is not None]

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfdeep._core import _keras_internals
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._graph import graph_nodes
 from tfdeep._core._records import Record, human_bytes, render_table
 from tfdeep.errors import DataError, InvalidArgumentError, ModelError
 from tfdeep.transfer import _graph
@@ -145,7 +146,7 @@ def cache_frozen(
 def _cut(model: Any) -> tuple[keras.Model, keras.Model, _graph.FrozenPart, list[Any]]:
     model = _graph.flatten(model)
     part = _graph.frozen_part(model)
-    nodes = _graph.graph_nodes(model)
+    nodes = graph_nodes(model)
     kept = {id(node) for node in part.nodes}
     head_nodes = [node for node in nodes if id(node) not in kept]
     if not part.weighted or not head_nodes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfdeep._core import _keras_internals, _paths
 from tfdeep._core._explain import listing
+from tfdeep._core._graph import is_graph
 from tfdeep._core._paths import ModelVariable, Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.transfer import _graph
@@ -227,7 +228,7 @@ def _set_inference(model: Any) -> list[Any]:
         if layer.weights and not layer.trainable_weights:
             changed.extend(run_as_inference(layer))
             return
-        if _graph.is_graph(layer):
+        if is_graph(layer):
             for inner in _graph.frozen_part(layer).between():
                 changed.extend(run_as_inference(inner))
         for inner in _keras_internals.sublayers(layer):

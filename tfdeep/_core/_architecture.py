@@ -1,0 +1,237 @@
+"""What a model is made of, as plain values: its layers, their weights, their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdeep._core import _graph, _keras_internals, _layouts, _paths
+
+_ACTIVATION_LAYERS = {
+    keras.layers.ReLU: "relu",
+    keras.layers.LeakyReLU: "leaky_relu",
+    keras.layers.PReLU: "leaky_relu",
+    keras.layers.ELU: "elu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInfo:
+    """A layer that has weights or is an activation.
+
+    Attributes:
+        path: Names of the layers from the model inwards.
+        kind: Name of its class.
+        activation: Name of its activation function; "linear" if it has none.
+        kernel: Path of the weight that multiplies its input, if it has one.
+        recurrent_kernel: Path of the weight that multiplies its state, if any.
+        bias: Path of its bias, if it has one.
+        units: Number of its outputs (of a convolution, its channels); 0 if unknown.
+        fan_in: Number of inputs that each unit of the kernel sums over.
+        gain: `sqrt(fan_in * mean(kernel**2))`: by what factor the kernel alone scales
+            inputs that are independent and of zero mean.
+        recurrent_gain: The same of the recurrent kernel.
+        is_trainable: Whether any of its weights is trained.
+        is_untouched: Whether its weights look as they do before any training: the
+            bias is exactly zero.
+        is_symmetric: Whether all units of its kernel have the same weights, other than
+            zero.
+        inputs: Paths of the listed layers right before it; empty if it stands first.
+        is_in_graph: Whether `inputs` is known from the model's graph; else it is the
+            layer before in the order of the model's attributes.
+        frozen_too_late: Whether it was frozen after the train step that Keras keeps
+            was made, which goes on training it.
+    """
+
+    path: str
+    kind: str
+    activation: str = "linear"
+    kernel: str | None = None
+    recurrent_kernel: str | None = None
+    bias: str | None = None
+    units: int = 0
+    fan_in: int = 0
+    gain: float = float("nan")
+    recurrent_gain: float = float("nan")
+    is_trainable: bool = True
+    is_untouched: bool = False
+    is_symmetric: bool = False
+    inputs: tuple[str, ...] = ()
+    is_in_graph: bool = False
+    frozen_too_late: bool = False
+
+    @property
+    def is_normalization(self) -> bool:
+        """Whether it brings its input to a fixed scale."""
+        return "Normalization" in self.kind
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    """The layers of a model that have weights of their own or are activations.
+
+    Returns:
+        The layers by their path, from the input to the output as far as the model's
+        graph, or else the order of its attributes, tells.
+    """
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(layer: Any, prefix: str) -> None:
+        seen.add(id(layer))
+        children = _keras_internals.sublayers(layer)
+        if layer is not model and _counts(layer):
+            found.setdefault(prefix.rstrip("/"), layer)
+            if isinstance(layer, keras.layers.RNN):
+                children = []  # what happens in its loop is not seen from outside
+        for child in children:
+            if id(child) not in seen:
+                visit(child, f"{prefix}{child.name}/")
+
+    visit(model, "")
+    return found
+
+
+def _counts(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.RNN):
+        return True
+    return activation_name(layer) is not None or bool(_paths.own_weights(layer))
+
+
+def activation_name(layer: Any) -> str | None:
+    """The name of the function a layer ends with; None if it has no say in that."""
+    for kind, name in _ACTIVATION_LAYERS.items():
+        if isinstance(layer, kind):
+            return name
+    if isinstance(layer, keras.layers.Softmax):
+        return None
+    function = getattr(layer, "activation", None)
+    if function is None:
+        return None
+    return str(getattr(function, "__name__", None) or type(function).__name__).lower()
+
+
+def describe(model: Any) -> tuple[LayerInfo, ...]:
+    """Describes the layers of a built model, in order, with the weights they have now.
+
+    Args:
+        model: A Keras model that has its weights.
+    """
+    layers = layers_of(model)
+    owned: dict[str, list[_paths.ModelVariable]] = {path: [] for path in layers}
+    for variable in _paths.model_variables(model):
+        path = variable.layer_path
+        while path and path not in owned:  # a cell's weights belong to its layer
+            path = path.rpartition("/")[0]
+        if path:
+            owned[path].append(variable)
+    inputs, in_graph = _inputs(model, layers)
+    return tuple(
+        dataclasses.replace(
+            _described(path, layer, owned[path]),
+            inputs=inputs[path],
+            is_in_graph=path in in_graph,
+        )
+        for path, layer in layers.items()
+    )
+
+
+def _described(
+    path: str,
+    layer: Any,
+    variables: list[_paths.ModelVariable],
+) -> LayerInfo:
+    matrices = [v for v in variables if len(v.variable.shape) >= 2]
+    recurrent = [v for v in matrices if "recurrent" in v.variable.name]
+    kernels = [v for v in matrices if v not in recurrent]
+    biases = [v for v in variables if v.variable.name == "bias"]
+    kernel = kernels[0] if kernels else None
+    facts: dict[str, Any] = {}
+    if kernel is not None:
+        facts = _facts(kernel)
+    if recurrent:
+        facts["recurrent_gain"] = _facts(recurrent[0]).get("gain", math.nan)
+    return LayerInfo(
+        path=path,
+        kind=type(layer).__name__,
+        activation=activation_name(layer) or "linear",
+        kernel=kernel.path if kernel else None,
+        recurrent_kernel=recurrent[0].path if recurrent else None,
+        bias=biases[0].path if biases else None,
+        is_trainable=not variables or any(v.variable.trainable for v in variables),
+        is_untouched=bool(biases)
+        and all(not np.any(b.variable.numpy()) for b in biases),
+        **facts,
+    )
+
+
+def _facts(kernel: _paths.ModelVariable) -> dict[str, Any]:
+    """What the values of a weight say."""
+    values = np.asarray(kernel.variable.numpy()).astype(np.float32)
+    if values.shape != tuple(kernel.variable.shape):
+        return {}  # a model that builds itself in a traced step has no values yet
+    axes = _layouts.unit_axes(kernel.variable, kernel.layer)
+    fan_in = int(np.prod([values.shape[i] for i in axes]))
+    by_unit = np.moveaxis(values, axes, range(len(axes))).reshape(fan_in, -1)
+    return {
+        "fan_in": fan_in,
+        "units": by_unit.shape[1],
+        "gain": float(np.sqrt(fan_in * np.mean(np.square(values)))),
+        "is_symmetric": bool(by_unit.any() and (by_unit == by_unit[:, :1]).all()),
+    }
+
+
+def _inputs(
+    model: Any, layers: dict[str, Any]
+) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+    """The listed layers right before each; and the layers where a graph tells it."""
+    paths = {id(layer): path for path, layer in layers.items()}
+    before: dict[str, tuple[str, ...]] = {}
+    in_graph: set[str] = set()
+    last: tuple[str, ...] = ()
+    for path in layers:  # without a graph: one after the other
+        before[path] = last
+        last = (path,)
+
+    def first(items: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(items))
+
+    def walk(graph: Any, entering: tuple[str, ...]) -> tuple[str, ...]:
+        """Follows one Functional model; returns the layers that make its outputs."""
+        sources: dict[int, tuple[str, ...]] = {id(t): entering for t in graph.inputs}
+        for node in _graph.graph_nodes(graph):
+            operation = node.operation
+            into = first(
+                path for t in node.input_tensors for path in sources.get(id(t), ())
+            )
+            if _graph.is_graph(operation):
+                into = walk(operation, into)
+            elif id(operation) in paths:
+                before[paths[id(operation)]] = into
+                in_graph.add(paths[id(operation)])
+                into = (paths[id(operation)],)
+            elif inside := [p for i, p in paths.items() if i in _inside(operation)]:
+                if isinstance(operation, keras.layers.MultiHeadAttention):
+                    before.update(dict.fromkeys(inside[:-1], into))
+                    in_graph.update(inside)
+                else:  # a layer of layers: in order
+                    before[inside[0]] = into
+                into = (inside[-1],)
+            for tensor in node.output_tensors:
+                sources[id(tensor)] = into
+        return first(p for t in graph.outputs for p in sources.get(id(t), ()))
+
+    if _graph.is_graph(model):
+        walk(model, ())
+    return before, in_graph
+
+
+def _inside(operation: Any) -> set[int]:
+    if not isinstance(operation, keras.layers.Layer):
+        return set()
+    children = _keras_internals.sublayers(operation)
+    return {id(child) for child in children}.union(*map(_inside, children))

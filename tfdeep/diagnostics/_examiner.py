@@ -1,0 +1,75 @@
+"""Asks the rules again and again, and says each thing once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tfdeep.diagnostics._finding import KINDS, Finding
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import Rule, Symptom
+
+# A finding is over, and may come again, when it was not seen so many times in a row.
+_TIMES_ABSENT = 3
+
+
+@dataclasses.dataclass
+class _State:
+    """What is known of one kind of illness at one layer."""
+
+    first_step: int
+    times_seen: int = 0
+    times_absent: int = 0
+    is_reported: bool = False
+
+
+class Examiner:
+    """Turns what the rules see into findings, with hysteresis.
+
+    A symptom becomes a finding when its rule has seen it `patience` times in a row. It
+    is not reported again until it has been absent three times in a row.
+
+    Args:
+        rules: The rules to ask.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = tuple(rules)
+        self._states: dict[tuple[str, str], _State] = {}
+
+    def examine(self, recording: Recording) -> list[Finding]:
+        """Asks every rule about what was recorded so far; returns what is new."""
+        found: list[Finding] = []
+        seen: dict[tuple[str, str], tuple[Rule, Symptom]] = {}
+        for rule in self.rules:
+            for symptom in rule.look(recording):
+                seen.setdefault((rule.kind, symptom.layer), (rule, symptom))
+        for key, (rule, symptom) in seen.items():
+            state = self._states.setdefault(key, _State(symptom.first_step))
+            state.times_absent = 0
+            state.times_seen += 1
+            if state.times_seen >= rule.patience and not state.is_reported:
+                state.is_reported = True
+                found.append(
+                    Finding(
+                        rule.kind,
+                        symptom.layer,
+                        symptom.severity,
+                        min(state.first_step, symptom.first_step),
+                        symptom.evidence,
+                        symptom.remedy,
+                    )
+                )
+        for key, state in list(self._states.items()):
+            if key not in seen:
+                state.times_seen = 0
+                state.times_absent += 1
+                if not state.is_reported or state.times_absent >= _TIMES_ABSENT:
+                    del self._states[key]
+        return in_order(found, [layer.path for layer in recording.layers])
+
+
+def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding]:
+    """Sorts findings: by kind, the most telling first, then from input to output."""
+    place = {path: i for i, path in enumerate(layers)}
+    return sorted(findings, key=lambda f: (KINDS.index(f.kind), place.get(f.layer, -1)))

@@ -1,0 +1,166 @@
+"""The numbers of a run, step by step, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tfdeep._core._architecture import LayerInfo
+
+# One number a step; everything else is measured at the first steps and every tenth.
+_EACH_STEP = ("loss", "norm", "clipped_norm", "largest_entry")
+
+_MEMORY = 4_000_000  # bytes for each of the two tables
+
+
+class Recording:
+    """What was recorded of a run: of each step at first, ever more sparsely later on.
+
+    Quantities are arrays of shape (steps, columns). A column is a variable, a layer,
+    or (of the loss and the first layer's input) the whole net.
+
+    Args:
+        variables: Paths of the variables.
+        layers: The layers, from the input to the output.
+        memory: Most bytes that either of the two tables may take.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[str],
+        layers: Sequence[LayerInfo] = (),
+        memory: int = _MEMORY,
+    ) -> None:
+        self.variables = tuple(variables)
+        self.layers = tuple(layers)
+        self.total_steps = 0
+        self._each = _Table(memory)
+        self._due = _Table(memory)
+
+    def extend(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Adds the next steps.
+
+        Args:
+            rows: By quantity, an array of shape (steps, columns); NaN where a step
+                was not measured.
+        """
+        rows = {name: values for name, values in rows.items() if values.shape[1]}
+        count = len(next(iter(rows.values())))
+        steps = np.arange(self.total_steps, self.total_steps + count)
+        self._each.extend(steps, {k: v for k, v in rows.items() if k in _EACH_STEP})
+        due = {k: v for k, v in rows.items() if k not in _EACH_STEP}
+        measured = np.zeros(count, bool)
+        for name, values in due.items():
+            if name == "is_frozen":
+                continue  # known at every step, kept for the measured ones
+            measured |= ~np.isnan(values).all(axis=1)
+        self._due.extend(steps[measured], {k: v[measured] for k, v in due.items()})
+        self.total_steps += count
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The numbers of the kept steps."""
+        return self._each.steps
+
+    @property
+    def measured_steps(self) -> np.ndarray:
+        """Those of the kept steps that were measured in detail."""
+        return self._due.steps
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The names of what was recorded."""
+        return (*self._each.names, *self._due.names)
+
+    def __contains__(self, quantity: object) -> bool:
+        return quantity in self.quantities
+
+    def __getitem__(self, quantity: str) -> np.ndarray:
+        """A quantity at `steps`, or at `measured_steps`: (steps, columns)."""
+        table = self._each if quantity in _EACH_STEP else self._due
+        return table[quantity]
+
+    def at_steps(self, quantity: str) -> np.ndarray:
+        """A quantity at `steps`, NaN where it was not measured."""
+        values = self[quantity]
+        if quantity in _EACH_STEP:
+            return values
+        spread = np.full((len(self.steps), values.shape[1]), np.nan, np.float32)
+        _, here, there = np.intersect1d(
+            self.steps, self.measured_steps, return_indices=True
+        )
+        spread[here] = values[there]
+        return spread
+
+    def column(self, variable: str | None) -> int | None:
+        """The column of a variable; None if it was not recorded."""
+        return self.variables.index(variable) if variable in self.variables else None
+
+
+class _Table:
+    """Rows of several quantities by step; thins itself out when it is full."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._count = 0
+        self._stride = 1
+        self._steps = np.empty(0, np.int64)
+        self._columns: dict[str, np.ndarray] = {}
+
+    @property
+    def steps(self) -> np.ndarray:
+        return self._steps[: self._count]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._columns)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name][: self._count]
+
+    def extend(self, steps: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        if not self._columns:
+            self._columns = {
+                n: np.empty((0, *v.shape[1:]), np.float32) for n, v in rows.items()
+            }
+        width = 8 + 4 * sum(v.shape[1] for v in self._columns.values())
+        most = max(self._memory // width, 512)
+        for start in range(0, len(steps), most // 4):
+            part = slice(start, start + most // 4)
+            count = len(steps[part])
+            if self._count + count > most:
+                self._thin(most)
+            self._reserve(min(max(2 * self._count, self._count + count, 256), most))
+            into = slice(self._count, self._count + count)
+            self._steps[into] = steps[part]
+            for name, values in rows.items():
+                self._columns[name][into] = values[part]
+            self._count += count
+
+    def _reserve(self, rows: int) -> None:
+        if rows <= len(self._steps):
+            return
+        self._steps = _grown(self._steps, rows)
+        self._columns = {n: _grown(v, rows) for n, v in self._columns.items()}
+
+    def _thin(self, most: int) -> None:
+        """Keeps the first eighth, the last quarter, and ever fewer in between."""
+        steps = self.steps
+        place = np.arange(self._count)
+        ends = (place < most // 8) | (place >= self._count - most // 4)
+        while True:
+            kept = np.flatnonzero(ends | (steps % self._stride == 0))
+            if len(kept) <= most * 3 // 4:
+                break
+            self._stride *= 2
+        self._count = len(kept)
+        self._steps[: self._count] = steps[kept]
+        for values in self._columns.values():
+            values[: self._count] = values[kept]
+
+
+def _grown(values: np.ndarray, rows: int) -> np.ndarray:
+    grown = np.empty((rows, *values.shape[1:]), values.dtype)
+    grown[: len(values)] = values
+    return grown

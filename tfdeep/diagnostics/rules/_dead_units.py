@@ -1,0 +1,107 @@
+"""Units that are never active, and so never learn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep._core._architecture import LayerInfo
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadUnits(Rule):
+    """Most units of a layer were not active at any measured step of the last fifty.
+
+    Of ReLU and its kin. Without `GradientMonitor(activations=True)` a unit counts as
+    dead if its bias had no gradient in that time, as long as layers above have one.
+    Sparse activity is no illness: a unit that is active on one example in a hundred
+    is alive.
+
+    Args:
+        fraction: Fraction of the units. Healthy nets of the gym stay below 0.3.
+
+    Reference: Lu, Shin, Su and Karniadakis, Dying ReLU and initialization, 2019.
+    """
+
+    kind: ClassVar[str] = "dead_units"
+    fraction: float = 0.5
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        if recording.total_steps < 10:
+            return
+        loss = _measures.loss(recording)
+        if not np.isfinite(loss[-1:]).all() and not np.isnan(loss).all():
+            return  # NaN is not larger than zero
+        wholly_dead: set[str] = set()
+        for i, layer in enumerate(recording.layers):
+            if layer.activation not in _measures.ONE_SIDED:
+                continue
+            dead = self._dead(recording, i)
+            if dead is None or not dead[-1] >= self._limit(layer):
+                continue
+            if layer.inputs and all(path in wholly_dead for path in layer.inputs):
+                continue  # it has nothing to be active on
+            if dead[-1] > 0.99:
+                wholly_dead.add(layer.path)
+            alive = np.flatnonzero(~(dead >= self._limit(layer)))
+            first = int(alive[-1]) + 1 if len(alive) else 0
+            step = int(recording.measured_steps[min(first, len(dead) - 1)])
+            yield Symptom(
+                layer.path,
+                "critical" if dead[-1] >= 0.9 else "warning",
+                step,
+                f"{dead[-1]:.0%} of units dead",
+                _remedy(recording, step),
+            )
+
+    def _limit(self, layer: LayerInfo) -> float:
+        """The fraction that is too much: of few units, more are dead by chance."""
+        chance = 0.3
+        noise = np.sqrt(chance * (1 - chance) / max(layer.units, 1))
+        by_chance = chance + 3 * noise if layer.units else 0.0
+        return float(min(max(self.fraction, by_chance), 1.0))
+
+    def _dead(self, recording: Recording, i: int) -> np.ndarray | None:
+        """The fraction of dead units at each measured step."""
+        layer = recording.layers[i]
+        if "inactive_fraction" in recording and recording["inactive_fraction"].size:
+            dead = recording["inactive_fraction"][:, i]
+            if not np.isnan(dead).all():
+                return np.asarray(dead[~np.isnan(dead)])[-len(dead) :]
+        column = recording.column(layer.bias)
+        if column is None or not _is_its_own(recording, layer):
+            return None
+        return np.asarray(recording["silent_fraction"][:, column])
+
+
+def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
+    """Whether silent units are so by themselves, and not for lack of a gradient."""
+    above = _measures.layer_above(recording, layer)
+    if above is None:
+        return False
+    if not _measures.has_gradient(recording, layer.bias):
+        return False
+    if not _measures.is_silent(recording, layer.bias):
+        return True  # some of its units are heard
+    blocking = _measures.blocking_layer(recording)
+    if blocking is None or blocking.path != layer.path:
+        return False
+    return _measures.is_silent(recording, above.kernel)  # its output is zero
+
+
+def _remedy(recording: Recording, step: int) -> str:
+    if step < 5:
+        return (
+            "keras.initializers.HeNormal() and a bias of zero bring them back; "
+            'activation="leaky_relu" cannot die'
+        )
+    return (
+        "keras.initializers.HeNormal() or a tenth of the learning rate brings them "
+        'back; activation="leaky_relu" cannot die'
+    )

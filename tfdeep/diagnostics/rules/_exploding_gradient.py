@@ -1,0 +1,115 @@
+"""The gradient grows: toward the input, or from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplodingGradient(Rule):
+    """A gradient is far larger than its neighbours', its past, or the loss allows.
+
+    Three comparisons, any of which suffices:
+
+    * with the layers above: `||gradient|| * ||weight||` grows toward the input;
+    * with the loss: a relative change of the weights changes the loss by far more
+      than the loss is;
+    * with its own past: the norm has grown, and the loss with it.
+
+    A gradient that clipping cuts to a tenth or less of what it was is left alone:
+    the remedy is in place.
+
+    Args:
+        ratio: `s` of the layers below over `s` of those above. Healthy nets of the
+            gym stay below 10.
+        sensitivity: `||gradient|| * ||weight|| / |loss|`. Healthy nets of the gym
+            start with 0.1 to 40.
+        growth: Norm over the median norm of the first steps.
+
+    Reference: Pascanu, Mikolov and Bengio, On the difficulty of training recurrent
+    neural networks, 2013.
+    """
+
+    kind: ClassVar[str] = "exploding_gradient"
+    ratio: float = 1e3
+    sensitivity: float = 1e3
+    growth: float = 1e3
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        size, layers = _measures.sensitivities(recording)
+        columns = [column for _, column in _measures.weighted_layers(recording)]
+        if not layers:
+            return
+        loss = np.abs(_measures.loss(recording))
+        scale = _measures.largest(np.append(loss[:10], _measures.median(loss)))
+        norm = recording["norm"][:, columns]
+        recent = _measures.lately(recording, 10)
+        clipped = recording["clipped_norm"][recent][:, columns]
+        with np.errstate(invalid="ignore"):
+            tamed = _measures.median(clipped / norm[recent], axis=0) <= 0.1
+        start = _measures.median(norm[:5], axis=0)
+        peak = _measures.largest(norm[recent], axis=0)
+        has_grown = _grown(loss)
+        for i, layer in enumerate(layers):
+            if tamed[i] or np.isnan(size[i]):
+                continue
+            above = np.nan_to_num(size[i + 1 :]).max(initial=0)
+            if 0 < above * self.ratio < size[i]:
+                evidence = (
+                    f"gradient {_measures.times(size[i] / above)} larger than any "
+                    "above it, for weights of the same size"
+                )
+            elif size[i] > self.sensitivity * scale > 0:
+                evidence = (
+                    f"gradient norm {_measures.median(norm[recent][:, i]):.2g}: one "
+                    f"percent of the weights moves the loss by "
+                    f"{_measures.times(size[i] / scale / 100)} its size"
+                )
+            elif has_grown and 0 < start[i] * self.growth < peak[i]:
+                evidence = (
+                    f"gradient norm grew from {start[i]:.2g} to {peak[i]:.2g}, and "
+                    "the loss with it"
+                )
+            else:
+                continue
+            yield Symptom(
+                layer.path,
+                "critical",
+                _first_step(recording, norm[:, i], start[i] * self.growth),
+                evidence,
+                _remedy(recording, layer),
+            )
+
+
+def _grown(loss: np.ndarray) -> bool:
+    start = _measures.median(loss[:5])
+    now = _measures.largest(loss[-10:])
+    return bool(np.isnan(now) or now > 2 * start)
+
+
+def _first_step(recording: Recording, norm: np.ndarray, limit: float) -> int:
+    over = np.flatnonzero(norm > limit)
+    return int(recording.steps[over[0]]) if len(over) else 0
+
+
+def _remedy(recording: Recording, layer: object) -> str:
+    clip = (
+        "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) or a tenth of "
+        "the learning rate bounds the step"
+    )
+    if getattr(layer, "recurrent_kernel", None):
+        return f'recurrent_initializer="orthogonal"; {clip}'
+    if _measures.is_untouched(recording):
+        return (
+            "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform), "
+            f"keras.layers.BatchNormalization() in each block; {clip}"
+        )
+    return clip

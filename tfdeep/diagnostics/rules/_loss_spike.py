@@ -1,0 +1,68 @@
+"""The loss jumps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSpike(Rule):
+    """The loss of a batch is far above all that came before.
+
+    A batch that is merely hard stays within a few times the largest loss so far, even
+    when the net has converged and most batches have next to none.
+
+    Args:
+        factor: Loss over the largest loss before.
+        history: How many steps must have come before.
+    """
+
+    kind: ClassVar[str] = "loss_spike"
+    patience: ClassVar[int] = 1
+    factor: float = 5.0
+    history: int = 10
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        loss = _measures.loss(recording)
+        recent = set(_measures.lately(recording, 100).tolist())
+        finite = np.where(np.isfinite(loss), loss, -np.inf)
+        if not np.isfinite(finite[: self.history]).any():
+            return
+        highest = np.maximum.accumulate(finite)
+        for place in range(self.history, len(loss)):
+            before = highest[place - 1]
+            if place not in recent or not before > 0:
+                continue
+            if np.isfinite(loss[place]) and loss[place] > self.factor * before:
+                step = int(recording.steps[place])
+                yield Symptom(
+                    _hardest_hit(recording, place),
+                    "warning",
+                    step,
+                    f"the loss jumped to {loss[place]:.3g} from at most {before:.3g}; "
+                    "this layer's gradient grew most",
+                    "look at the batch of that step; "
+                    "tfdeep.optimizers.ZScoreClip(optimizer) or "
+                    "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) "
+                    "bounds what one batch can do",
+                )
+                return
+
+
+def _hardest_hit(recording: Recording, place: int) -> str:
+    norm = recording["norm"]
+    weighted = _measures.weighted_layers(recording)
+    usual = _measures.median(norm[max(place - 20, 0) : place], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = np.nan_to_num(norm[place] / usual, posinf=0)
+    if not weighted:
+        return ""
+    return max(weighted, key=lambda pair: growth[pair[1]])[0].path

@@ -1,0 +1,218 @@
+"""What several rules read out of a recording."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfdeep._core._architecture import LayerInfo
+from tfdeep.diagnostics._recording import Recording
+
+# Activations with two flat ends, and those with one.
+BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
+ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
+
+
+def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
+    """The layers that multiply their input by a recorded weight, with its column."""
+    found = []
+    for layer in recording.layers:
+        column = recording.column(layer.kernel)
+        is_table = layer.is_normalization or layer.kind == "Embedding"
+        if column is not None and not is_table:
+            found.append((layer, column))
+    return found
+
+
+def horizon(recording: Recording) -> int:
+    """The number of steps until nothing was finite any more; else of all steps."""
+    finite = np.isfinite(recording["norm"]).any(axis=1)
+    if not finite.any() or np.isnan(recording["norm"][-1]).all():
+        return recording.total_steps  # a step that loss scaling skipped
+    if finite[-1]:
+        return recording.total_steps
+    return int(recording.steps[np.flatnonzero(finite)[-1]]) + 1
+
+
+def lately(recording: Recording, steps: int) -> np.ndarray:
+    """The places of the kept rows among the last so many steps up to the horizon."""
+    end = horizon(recording)
+    kept = recording.steps
+    return np.flatnonzero((kept >= end - steps) & (kept < end))
+
+
+def measured_lately(recording: Recording, steps: int) -> np.ndarray:
+    """The same among the rows that were measured in detail."""
+    end = horizon(recording)
+    kept = recording.measured_steps
+    return np.flatnonzero((kept >= end - steps) & (kept < end))
+
+
+def columns_of(recording: Recording, layer: LayerInfo) -> list[int]:
+    """The columns of all recorded weights of a layer."""
+    return [
+        i
+        for i, path in enumerate(recording.variables)
+        if path.startswith(f"{layer.path}/")
+    ]
+
+
+def has_gradient(recording: Recording, path: str | None, steps: int = 10) -> bool:
+    """Whether a weight had a gradient, be it zero, in the last steps."""
+    column = recording.column(path)
+    if column is None:
+        return False
+    return not np.isnan(recording["norm"][lately(recording, steps), column]).all()
+
+
+def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
+    """Whether a weight's gradient was there, and exactly zero, in the last steps."""
+    column = recording.column(path)
+    if column is None:
+        return False
+    norm = recording["norm"][lately(recording, steps), column]
+    known = ~np.isnan(norm)
+    return bool(known.any() and not norm[known].any())
+
+
+def blocking_layer(recording: Recording) -> LayerInfo | None:
+    """The topmost layer whose weights all get a gradient of exactly zero.
+
+    Those below it, if any, get none because of it. None if there is no such layer, or
+    if nothing above it gets a gradient either.
+    """
+    weighted = [layer for layer, _ in weighted_layers(recording)]
+    for i in range(len(weighted) - 2, -1, -1):
+        above = weighted[i + 1]
+        paths = [recording.variables[c] for c in columns_of(recording, weighted[i])]
+        if all(is_silent(recording, path) for path in paths):
+            if above.bias is not None and not is_silent(recording, above.bias):
+                return weighted[i]
+            if above.bias is None and not is_silent(recording, above.kernel):
+                return weighted[i]
+    return None
+
+
+def layer_above(recording: Recording, layer: LayerInfo) -> LayerInfo | None:
+    """The next layer with a recorded weight, in the order of the net."""
+    weighted = [other for other, _ in weighted_layers(recording)]
+    place = next((i for i, x in enumerate(weighted) if x.path == layer.path), None)
+    if place is None or place + 1 >= len(weighted):
+        return None
+    return weighted[place + 1]
+
+
+def median(values: Any, axis: int | None = None) -> Any:
+    """The median of what is finite; NaN where nothing is."""
+    values = np.asarray(values, np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmedian(values, axis=axis)
+
+
+def largest(values: Any, axis: int | None = None) -> Any:
+    """The largest of what is finite; NaN where nothing is."""
+    values = np.asarray(values, np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmax(values, axis=axis, initial=np.nan)
+
+
+def weight_norms(recording: Recording) -> np.ndarray:
+    """The largest norm that each weight has had so far."""
+    return np.asarray(largest(recording["weight_norm"], axis=0))
+
+
+def sensitivities(
+    recording: Recording, steps: int = 10
+) -> tuple[np.ndarray, list[Any]]:
+    """By how much the loss changes if all weights of a layer change by a factor.
+
+        s = ||gradient|| * ||weight||
+
+    A factor on the weights of one layer of a homogeneous net does what the same
+    factor on another layer does, so `s` is the same for all layers of a net through
+    which the signal passes unhindered, whatever their sizes and scales.
+
+    Returns:
+        The median of the last so many steps for each weighted layer, and the layers.
+    """
+    layers = weighted_layers(recording)
+    columns = [column for _, column in layers]
+    norm = recording["norm"][lately(recording, steps)][:, columns]
+    scale = weight_norms(recording)[columns]
+    return median(norm, axis=0) * scale, [layer for layer, _ in layers]
+
+
+def loss(recording: Recording) -> np.ndarray:
+    """The loss of each kept step."""
+    return np.asarray(recording["loss"][:, 0], np.float64)
+
+
+def has_fallen(recording: Recording, to: float) -> bool:
+    """Whether the loss has fallen to this fraction of its start; True if unknown."""
+    values = loss(recording)
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) < 10:
+        return True
+    start = min(values[known[0]], median(values[known[:3]]))
+    now = median(values[known[-5:]])
+    if np.isnan(now) or horizon(recording) < recording.total_steps:
+        return False  # no finite loss is left
+    return bool(now < start - (1 - to) * abs(start))
+
+
+def is_untouched(recording: Recording) -> bool:
+    """Whether the net seems to start from its initializers, and not pretrained."""
+    with_bias = [layer for layer in recording.layers if layer.bias is not None]
+    touched = [layer for layer in with_bias if not layer.is_untouched]
+    return not touched or len(touched) <= len(with_bias) // 4
+
+
+def followers(recording: Recording, path: str) -> list[LayerInfo]:
+    """The layers right behind a layer."""
+    return [layer for layer in recording.layers if path in layer.inputs]
+
+
+def is_normalized(recording: Recording, layer: LayerInfo) -> bool:
+    """Whether all that follows a layer brings its output to a fixed scale."""
+    behind = followers(recording, layer.path)
+    return bool(behind) and all(after.is_normalization for after in behind)
+
+
+def is_output(recording: Recording, layer: LayerInfo) -> bool:
+    """Whether nothing with weights follows a layer."""
+    return not followers(recording, layer.path)
+
+
+def activation_of(recording: Recording, layer: LayerInfo) -> str:
+    """The activation that a layer's output goes through, in it or right behind it."""
+    seen = {layer.path}
+    while layer.activation == "linear":
+        behind = followers(recording, layer.path)
+        if len(behind) != 1 or behind[0].path in seen or behind[0].kernel:
+            break
+        layer = behind[0]
+        seen.add(layer.path)
+    return layer.activation
+
+
+def names(layers: Sequence[LayerInfo]) -> str:
+    """Some layers in few words."""
+    if len(layers) < 4:
+        return ", ".join(layer.path for layer in layers)
+    return f"{layers[0].path} ... {layers[-1].path}"
+
+
+def times(factor: float) -> str:
+    """A factor for people.
+
+    >>> times(1234567.0), times(3.14159)
+    ('1.2e+06 times', '3.1 times')
+    """
+    return f"{factor:.2g} times"

@@ -1,0 +1,98 @@
+"""A gradient, an output or the loss is NaN or infinite."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+_GROWN = (
+    "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0), a tenth of the "
+    "learning rate, or keras.initializers.HeNormal() keeps it finite"
+)
+_SUDDEN = (
+    "look for log, sqrt or a division by zero at or before it (add an epsilon) and for "
+    "bad values in that batch; tfdeep.optimizers.SkipNonFinite(optimizer) leaves such "
+    "steps out"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NonFinite(Rule):
+    """Names the first step with NaN or infinity, and the layers it came from.
+
+    A backward pass carries NaN from a layer to all those below it. Where some layers
+    are spared, the cause is at or right above the topmost that is not. Where none is
+    spared, it came with the forward pass: with `GradientMonitor(activations=True)`
+    the first layer with such an output is known, without it all are named. Steps
+    that a `LossScaleOptimizer` skips are none of these.
+    """
+
+    kind: ClassVar[str] = "nonfinite"
+    patience: ClassVar[int] = 1
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        norm = recording["norm"]
+        steps = np.flatnonzero(np.isinf(norm).any(axis=1))
+        if not len(steps):
+            return
+        place = int(steps[0])
+        step = int(recording.steps[place])
+        broken = {
+            path.rpartition("/")[0]
+            for path, is_broken in zip(
+                recording.variables, np.isinf(norm[place]), strict=True
+            )
+            if is_broken
+        }
+        culprits = [
+            layer.path
+            for layer in recording.layers
+            if any(b == layer.path or b.startswith(f"{layer.path}/") for b in broken)
+        ] or sorted(broken)
+        forward = _first_nonfinite_output(recording, step)
+        if forward is not None:
+            culprits = [forward]
+        for path in culprits:
+            yield Symptom(
+                path,
+                "critical",
+                step,
+                _evidence(recording, place, path, forward),
+                _remedy(recording, place),
+            )
+
+
+def _first_nonfinite_output(recording: Recording, step: int) -> str | None:
+    if "nonfinite_output" not in recording:
+        return None
+    row = np.flatnonzero(recording.measured_steps == step)
+    if not len(row):
+        return None
+    outputs = recording["nonfinite_output"][row[0]]
+    broken = np.flatnonzero(outputs > 0)
+    return recording.layers[broken[0]].path if len(broken) else None
+
+
+def _evidence(recording: Recording, place: int, path: str, forward: str | None) -> str:
+    loss = _measures.loss(recording)
+    before = f"; the loss before was {loss[place - 1]:.3g}" if place else ""
+    if forward is not None:
+        return f"its output is NaN or infinite, the first to be so{before}"
+    return f"its gradient is NaN or infinite{before}"
+
+
+def _remedy(recording: Recording, place: int) -> str:
+    norm = recording["norm"][:place]
+    has_grown = _measures.largest(norm[-4:]) > 30 * _measures.largest(norm[:1])
+    if has_grown:
+        return _GROWN
+    if place < 3:
+        return f"{_SUDDEN}; if the loss is far too large, {_GROWN}"
+    return _SUDDEN

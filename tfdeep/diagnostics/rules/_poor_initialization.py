@@ -1,0 +1,179 @@
+"""The first weights make the signal grow or fade from layer to layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep._core._architecture import LayerInfo
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+# sqrt(E[f(z)**2]) for z of unit variance: what an activation leaves of the scale.
+# Of sigmoid it is 0.5 whatever comes in.
+_KEEPS = {
+    "relu": 0.71,
+    "relu6": 0.71,
+    "leaky_relu": 0.71,
+    "elu": 0.8,
+    "gelu": 0.65,
+    "silu": 0.6,
+    "swish": 0.6,
+    "mish": 0.67,
+}
+_FADED = 1e-30  # a scale that cannot be told from zero
+
+
+@dataclasses.dataclass(frozen=True)
+class PoorInitialization(Rule):
+    """By the scale of the first weights, the signal explodes, fades or saturates.
+
+    The scale of a layer's output is that of its input times `sqrt(fan_in) *
+    rms(kernel)` times what its activation keeps. It is followed through the graph:
+    sums add squares, normalization starts anew at 1. With
+    `GradientMonitor(activations=True)` the scale is the measured one of the first
+    step. Only nets that start from their initializers are looked at.
+
+    Args:
+        grown: Scale of an output over that of the input.
+        faded: The same, from below. Glorot's initialization of thirty ReLU layers is
+            at 3e-5.
+        saturated: Scale before a tanh or sigmoid.
+
+    Reference: Glorot and Bengio 2010; He, Zhang, Ren and Sun, Delving deep into
+    rectifiers, 2015.
+    """
+
+    kind: ClassVar[str] = "poor_initialization"
+    grown: float = 300.0
+    faded: float = 1e-4
+    saturated: float = 4.5
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        if not _measures.is_untouched(recording):
+            return
+        before, after = _scales(recording)
+        for layer in recording.layers:
+            if layer.kernel is None or layer.kind == "Embedding":
+                continue
+            if _measures.is_normalized(recording, layer):
+                continue
+            activation = _measures.activation_of(recording, layer)
+            evidence = self._evidence(recording, layer, activation, before, after)
+            if evidence:
+                remedy = _remedy(activation, layer)
+                yield Symptom(layer.path, "critical", 0, evidence, remedy)
+
+    def _evidence(
+        self,
+        recording: Recording,
+        layer: LayerInfo,
+        activation: str,
+        before: dict[str, float],
+        after: dict[str, float],
+    ) -> str:
+        entering, leaving = before[layer.path], after[layer.path]
+        if layer.gain == 0:
+            learns = _has_gradient(recording, layer)
+            return "" if learns else "all its first weights are zero"
+        if activation in _measures.BOUNDED and entering > self.saturated:
+            return f"its first weights give {activation} inputs of scale {entering:.2g}"
+        if layer.recurrent_gain > 2:
+            return (
+                f"its first recurrent weights scale the state by "
+                f"{layer.recurrent_gain:.2g} at each time step"
+            )
+        if leaving > self.grown and _factor(layer) > 1.2:
+            return (
+                f"with the first weights its output has {leaving:.2g} times the scale "
+                "of the input"
+            )
+        behind = _measures.followers(recording, layer.path)
+        goes_around = any(_entering(x, after) > 10 * self.faded for x in behind)
+        if behind and not goes_around and leaving < self.faded and _factor(layer) < 0.8:
+            return (
+                f"with the first weights its output has {leaving:.2g} of the scale of "
+                "the input"
+            )
+        return ""
+
+
+def _scales(recording: Recording) -> tuple[dict[str, float], dict[str, float]]:
+    """The scale before and after the activation of each layer."""
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    measured = _measured_scales(recording)
+    for layer in recording.layers:
+        before[layer.path] = _entering(layer, after) * _gain(layer)
+        after[layer.path] = _leaving(layer, before[layer.path])
+        if measured is not None and not np.isnan(measured[layer.path]):
+            after[layer.path] = measured[layer.path]
+    return before, after
+
+
+def _measured_scales(recording: Recording) -> dict[str, float] | None:
+    """The scale of each output at the first step, over that of the input."""
+    if "output_std" not in recording or not len(recording["output_std"]):
+        return None
+    scale = np.hypot(recording["output_mean"][0], recording["output_std"][0])
+    inputs = np.hypot(recording["input_offset"][0, 0], recording["input_spread"][0, 0])
+    scale = scale / (inputs if inputs > 0 else 1.0)
+    return {
+        layer.path: float(value)
+        for layer, value in zip(recording.layers, scale, strict=True)
+    }
+
+
+def _entering(layer: LayerInfo, scale: dict[str, float]) -> float:
+    if not layer.inputs or not layer.is_in_graph:
+        return 1.0
+    parts = [scale.get(path, 1.0) for path in layer.inputs]
+    return math.sqrt(sum(part * part for part in parts))
+
+
+def _gain(layer: LayerInfo) -> float:
+    if layer.kind == "Embedding" or math.isnan(layer.gain) or layer.gain == 0:
+        return 1.0  # of zero weights nothing can be said, nor of a table
+    return max(layer.gain, _FADED)
+
+
+def _leaving(layer: LayerInfo, before: float) -> float:
+    if layer.is_normalization or layer.recurrent_kernel is not None:
+        return min(before, 1.0) if layer.recurrent_kernel else 1.0
+    if layer.activation in ("sigmoid", "hard_sigmoid", "softmax"):
+        return 0.5
+    if layer.activation in _measures.BOUNDED:
+        return min(before, 1.0)
+    after = before * _KEEPS.get(layer.activation, 1.0)
+    return min(max(after, _FADED), 1 / _FADED)
+
+
+def _factor(layer: LayerInfo) -> float:
+    """What this layer alone does to the scale."""
+    return _gain(layer) * _KEEPS.get(layer.activation, 1.0)
+
+
+def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
+    """Zero weights are a way to start a branch, as long as a gradient moves them."""
+    column = recording.column(layer.kernel)
+    if column is None or recording.total_steps < 10:
+        return True
+    return bool(np.nan_to_num(recording["norm"][:, column]).any())
+
+
+def _remedy(activation: str, layer: LayerInfo) -> str:
+    if layer.recurrent_gain > 2:
+        return 'recurrent_initializer="orthogonal", the default, keeps the scale'
+    if activation in _measures.BOUNDED:
+        return "keras.initializers.GlorotUniform() keeps it in the middle"
+    if activation == "selu":
+        return "keras.initializers.LecunNormal() keeps the scale"
+    return (
+        "keras.initializers.HeNormal() keeps the scale; so does "
+        "keras.layers.BatchNormalization() in each block"
+    )

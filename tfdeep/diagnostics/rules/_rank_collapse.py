@@ -1,0 +1,107 @@
+"""A layer gives the same output, or the same direction, for all examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class RankCollapse(Rule):
+    """The outputs of a wide layer differ in one direction only, and the loss is high.
+
+    A net that has learned to tell two classes apart may well end in one direction;
+    so it is an illness only while the loss has not fallen. Of the input, or of some
+    layer below, more directions must be left. Seen with
+    `GradientMonitor(activations=True)`; a layer whose units all have equal weights is
+    seen without.
+
+    Args:
+        rank: Effective rank (participation ratio), 1 being one direction.
+        below: Effective rank that some layer below must have.
+        units: Least number of units of a layer that counts as wide.
+
+    Reference: Dong, Cordonnier and Loukas, Attention is not all you need, 2021.
+    """
+
+    kind: ClassVar[str] = "rank_collapse"
+    rank: float = 1.2
+    below: float = 2.5
+    units: int = 8
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        if recording.total_steps < 10 or _measures.has_fallen(recording, 0.8):
+            return
+        remedy = (
+            "keras.initializers.HeNormal() or GlorotUniform() gives each unit weights "
+            "of its own; skip connections (keras.layers.Add) and "
+            "keras.layers.LayerNormalization() keep directions apart"
+        )
+        for layer in recording.layers:
+            if layer.is_symmetric and layer.units >= self.units:
+                yield Symptom(
+                    layer.path,
+                    "critical",
+                    0,
+                    "all its units start with the same weights",
+                    remedy,
+                )
+        yield from _alike_positions(recording, remedy)
+        if "effective_rank" not in recording:
+            return
+        ranks = recording["effective_rank"]
+        recent = _measures.measured_lately(recording, 30)[-3:]
+        highest = 0.0
+        for i, layer in enumerate(recording.layers):
+            now = _measures.median(ranks[recent, i])
+            if np.isnan(now):
+                continue
+            is_wide = layer.units >= self.units and not _measures.is_output(
+                recording, layer
+            )
+            if is_wide and now < self.rank and highest > self.below:
+                if layer.is_symmetric:
+                    continue
+                above = np.flatnonzero(~(ranks[:, i] < self.rank))
+                first = min(int(above[-1]) + 1 if len(above) else 0, len(ranks) - 1)
+                yield Symptom(
+                    layer.path,
+                    "warning",
+                    int(recording.measured_steps[first]),
+                    f"its {layer.units} units have an effective rank of {now:.2f}, "
+                    f"{highest:.1f} below it",
+                    remedy,
+                )
+            highest = max(highest, now)
+
+
+def _alike_positions(recording: Recording, remedy: str) -> Iterable[Symptom]:
+    """Attention over positions that are all the same: queries and keys learn nothing.
+
+    The gradient of both vanishes beside that of the values, although their weights are
+    not so large that the softmax would be saturated.
+    """
+    size, layers = _measures.sensitivities(recording)
+    by_path = {layer.path: (layer, size[i]) for i, layer in enumerate(layers)}
+    for path, (_, of_values) in by_path.items():
+        attention, _, name = path.rpartition("/")
+        query, key = (by_path.get(f"{attention}/{x}") for x in ("query", "key"))
+        if name != "value" or query is None or key is None or not of_values > 0:
+            continue
+        strongest = np.nan_to_num([query[1], key[1]]).max()
+        if strongest < 1e-6 * of_values and max(query[0].gain, key[0].gain) < 5:
+            yield Symptom(
+                path,
+                "critical",
+                0 if recording.total_steps <= 20 else recording.total_steps - 10,
+                "the positions it mixes are all alike: its queries and keys have no "
+                "gradient beside its values",
+                remedy,
+            )

@@ -1,0 +1,70 @@
+"""The steps are too small to get anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+from tfdeep.diagnostics.rules._update import relative_updates
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateTooSmall(Rule):
+    """The most that a step can lower the loss is next to nothing.
+
+    To first order a step lowers the loss by no more than
+
+        sum over layers of ||update|| * ||gradient||
+
+    If that is less than one hundred-thousandth of the loss, a thousand steps cannot
+    lower it by more than one percent. Steps that grow (warm-up) or were larger before
+    (a schedule that ends, convergence) are left alone.
+
+    Args:
+        progress: Largest possible decrease of the loss in a step, over the loss.
+            Healthy nets of the gym have more than 0.02.
+    """
+
+    kind: ClassVar[str] = "update_too_small"
+    progress: float = 1e-5
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        ratio, steps, layers = relative_updates(recording)
+        if len(steps) < 2 or _measures.has_fallen(recording, 0.95):
+            return
+        at = np.searchsorted(recording.steps, steps)
+        at = np.minimum(at, len(recording.steps) - 1)
+        known = np.isin(recording.measured_steps, steps)
+        update = np.nan_to_num(recording["update_norm"][known])
+        gradient = recording["norm"][at]
+        gradient = np.where(np.isfinite(gradient), gradient, 0)
+        loss = np.abs(_measures.loss(recording)[at])
+        progress = (update * gradient).sum(axis=1) / loss
+        latest = progress[-3:]
+        if not (latest < self.progress).all():
+            return
+        if progress.max() > 30 * latest.max():
+            return  # it was larger
+        if len(progress) > 1 and progress[-1] > 1.2 * progress[-2] > 0:
+            return  # it grows
+        if not gradient[-1].any():
+            return  # a matter of the gradient, not of the step
+        size, _ = _measures.sensitivities(recording)
+        strongest = np.nan_to_num(size).max(initial=0)
+        for i, layer in enumerate(layers):
+            if not layer.is_trainable or not size[i] > 1e-3 * strongest:
+                continue
+            yield Symptom(
+                layer.path,
+                "critical" if latest.max() == 0 else "warning",
+                int(steps[0]),
+                f"a step changes its weights by {ratio[-1, i]:.1g} of their size; the "
+                f"loss can fall by {latest.max():.1g} of itself at most",
+                "a larger learning rate: raise it tenfold until the loss falls",
+            )
