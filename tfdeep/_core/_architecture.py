@@ -30,7 +30,7 @@ class LayerInfo:
         activation: Name of its activation function; "linear" if it has none.
         kernel: Path of the weight that multiplies its input, if it has one.
         recurrent_kernel: Path of the weight that multiplies its state, if any.
-        bias: Path of its bias, if it has one.
+        bias: Path of its bias (of a normalization, beta), if it has one.
         units: Number of its outputs (of a convolution, its channels); 0 if unknown.
         fan_in: Number of inputs that each unit of the kernel sums over.
         gain: `sqrt(fan_in * mean(kernel**2))`: by what factor the kernel alone scales
@@ -64,6 +64,11 @@ class LayerInfo:
     inputs: tuple[str, ...] = ()
     is_in_graph: bool = False
     frozen_too_late: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its kernel is a table of which an input picks rows."""
+        return self.kind.endswith("Embedding")
 
     @property
     def is_normalization(self) -> bool:
@@ -148,7 +153,7 @@ def _described(
     matrices = [v for v in variables if len(v.variable.shape) >= 2]
     recurrent = [v for v in matrices if "recurrent" in v.variable.name]
     kernels = [v for v in matrices if v not in recurrent]
-    biases = [v for v in variables if v.variable.name == "bias"]
+    biases = [v for v in variables if v.variable.name in ("bias", "beta")]
     kernel = kernels[0] if kernels else None
     facts: dict[str, Any] = {}
     if kernel is not None:

@@ -104,8 +104,8 @@ class LayerRecorder:
         count = tf.math.unsorted_segment_sum(
             tf.cast(inactive, tf.float32), self._layer_of_unit, len(self._paths)
         )
-        units = np.array(self._units, np.float32)
-        self._inactive.write(step, count / units)  # 0 / 0 is unknown
+        by_layer = np.array(self._units, np.float32)
+        self._inactive.write(step, count / by_layer)  # 0 / 0 is unknown
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Reads rows, and empties the rings.

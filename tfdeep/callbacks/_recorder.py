@@ -13,6 +13,7 @@ stays untouched if training stops in the middle.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,7 +95,9 @@ class StepRecorder:
         self._column = {id(v): i for i, v in enumerate(self._variables)}
         count = len(self._variables)
         self._sizes = [int(np.prod(v.shape)) for v in self._variables]
-        self._biases = [i for i, v in enumerate(self._variables) if v.name == "bias"]
+        self._biases = [
+            i for i, v in enumerate(self._variables) if v.name in ("bias", "beta")
+        ]
         bias_sizes = [self._sizes[i] for i in self._biases]
         self._bias_of_unit = np.repeat(np.arange(len(bias_sizes)), bias_sizes)
         self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
@@ -135,10 +138,22 @@ class StepRecorder:
             else:
                 replace(stack, self._plain, "apply", self._look_at_plain)
             replace(stack, self._outer, "apply", self._count_step)
+            replace(stack, self._model, "compute_loss", self._look_at_computed_loss)
             replace(stack, self._outer, "scale_loss", self._look_at_loss)
             if self.is_ready:
                 stack.enter_context(self._layers.watching())
             yield
+
+    def _look_at_computed_loss(self, compute_loss: Callable[..., Any]) -> Any:
+        """A train step of one's own may leave out `scale_loss`."""
+
+        @functools.wraps(compute_loss)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            loss = compute_loss(*args, **kwargs)
+            self._losses[threading.get_ident()] = loss
+            return loss
+
+        return seen
 
     def _look_at_loss(self, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
         def seen(loss: Any) -> Any:

@@ -112,7 +112,10 @@ def _one_batch(x: Any, y: Any) -> tuple[Any, Any]:
         y = labels if y is None else y
 
     def first(values: Any) -> Any:
-        return tf.convert_to_tensor(values)[:_MOST_EXAMPLES]
+        tensor = tf.convert_to_tensor(values)[:_MOST_EXAMPLES]
+        if tensor.dtype.is_floating:  # as `fit` does
+            tensor = tf.cast(tensor, keras.config.floatx())
+        return tensor
 
     return keras.tree.map_structure(first, x), (
         None if y is None else keras.tree.map_structure(first, y)
@@ -249,7 +252,7 @@ def _finite_norm(norm: float) -> float:
 
 
 def _silent(variable: _paths.ModelVariable, gradient: Any) -> float:
-    if variable.variable.name != "bias" or gradient is None:
+    if variable.variable.name not in ("bias", "beta") or gradient is None:
         return float("nan")
     return float(np.mean(np.asarray(gradient) == 0))
 

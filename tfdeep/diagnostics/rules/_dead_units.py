@@ -40,7 +40,7 @@ class DeadUnits(Rule):
             return  # NaN is not larger than zero
         wholly_dead: set[str] = set()
         for i, layer in enumerate(recording.layers):
-            if layer.activation not in _measures.ONE_SIDED:
+            if self._activation(recording, layer) not in _measures.ONE_SIDED:
                 continue
             dead = self._dead(recording, i)
             if dead is None or not dead[-1] >= self._limit(layer):
@@ -67,6 +67,12 @@ class DeadUnits(Rule):
         by_chance = chance + 3 * noise if layer.units else 0.0
         return float(min(max(self.fraction, by_chance), 1.0))
 
+    def _activation(self, recording: Recording, layer: LayerInfo) -> str:
+        """Its own activation; without recorded activations, also that behind it."""
+        if "inactive_fraction" in recording:
+            return layer.activation
+        return _measures.activation_of(recording, layer)
+
     def _dead(self, recording: Recording, i: int) -> np.ndarray | None:
         """The fraction of dead units at each measured step."""
         layer = recording.layers[i]
@@ -82,6 +88,8 @@ class DeadUnits(Rule):
 
 def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
     """Whether silent units are so by themselves, and not for lack of a gradient."""
+    if _measures.is_normalized(recording, layer):
+        return False  # what a normalization takes away has no gradient either
     above = _measures.layer_above(recording, layer)
     if above is None:
         return False

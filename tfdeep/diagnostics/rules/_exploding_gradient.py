@@ -45,7 +45,7 @@ class ExplodingGradient(Rule):
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         size, layers = _measures.sensitivities(recording)
-        columns = [column for _, column in _measures.weighted_layers(recording)]
+        columns = [recording.variables.index(layer.kernel or "") for layer in layers]
         if not layers:
             return
         loss = np.abs(_measures.loss(recording))
@@ -90,6 +90,8 @@ class ExplodingGradient(Rule):
 
 
 def _grown(loss: np.ndarray) -> bool:
+    if np.isnan(loss).all():
+        return False  # a train step that does not tell its loss
     start = _measures.median(loss[:5])
     now = _measures.largest(loss[-10:])
     return bool(np.isnan(now) or now > 2 * start)

@@ -52,6 +52,8 @@ class InputScale(Rule):
         )
         if np.isnan(offset) or layer is None or layer.is_normalization:
             return
+        if layer.is_table:
+            return  # numbers of rows have no scale
         if _measures.is_normalized(recording, layer):
             return
         if layer.bias is not None and not layer.is_untouched:

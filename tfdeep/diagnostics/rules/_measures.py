@@ -21,8 +21,7 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     found = []
     for layer in recording.layers:
         column = recording.column(layer.kernel)
-        is_table = layer.is_normalization or layer.kind == "Embedding"
-        if column is not None and not is_table:
+        if column is not None and not layer.is_normalization and not layer.is_table:
             found.append((layer, column))
     return found
 
@@ -98,11 +97,10 @@ def blocking_layer(recording: Recording) -> LayerInfo | None:
 
 def layer_above(recording: Recording, layer: LayerInfo) -> LayerInfo | None:
     """The next layer with a recorded weight, in the order of the net."""
-    weighted = [other for other, _ in weighted_layers(recording)]
-    place = next((i for i, x in enumerate(weighted) if x.path == layer.path), None)
-    if place is None or place + 1 >= len(weighted):
-        return None
-    return weighted[place + 1]
+    weighted = {other.path for other, _ in weighted_layers(recording)}
+    place = recording.layers.index(layer)
+    behind = (x for x in recording.layers[place + 1 :] if x.path in weighted)
+    return next(behind, None)
 
 
 def median(values: Any, axis: int | None = None) -> Any:
@@ -140,9 +138,15 @@ def sensitivities(
     which the signal passes unhindered, whatever their sizes and scales.
 
     Returns:
-        The median of the last so many steps for each weighted layer, and the layers.
+        The median of the last so many steps for each layer with a kernel, tables
+        among them, and the layers.
     """
-    layers = weighted_layers(recording)
+    layers = [
+        (layer, column)
+        for layer in recording.layers
+        if (column := recording.column(layer.kernel)) is not None
+        and not layer.is_normalization
+    ]
     columns = [column for _, column in layers]
     norm = recording["norm"][lately(recording, steps)][:, columns]
     scale = weight_norms(recording)[columns]

@@ -59,7 +59,7 @@ class PoorInitialization(Rule):
             return
         before, after = _scales(recording)
         for layer in recording.layers:
-            if layer.kernel is None or layer.kind == "Embedding":
+            if layer.kernel is None or layer.is_table:
                 continue
             if _measures.is_normalized(recording, layer):
                 continue
@@ -121,8 +121,10 @@ def _measured_scales(recording: Recording) -> dict[str, float] | None:
     if "output_std" not in recording or not len(recording["output_std"]):
         return None
     scale = np.hypot(recording["output_mean"][0], recording["output_std"][0])
-    inputs = np.hypot(recording["input_offset"][0, 0], recording["input_spread"][0, 0])
-    scale = scale / (inputs if inputs > 0 else 1.0)
+    if "input_offset" in recording and not recording.layers[0].is_table:
+        offset, spread = recording["input_offset"][0], recording["input_spread"][0]
+        inputs = float(np.hypot(offset, spread)[0])
+        scale = scale / (inputs if inputs > 0 else 1.0)
     return {
         layer.path: float(value)
         for layer, value in zip(recording.layers, scale, strict=True)
@@ -137,7 +139,7 @@ def _entering(layer: LayerInfo, scale: dict[str, float]) -> float:
 
 
 def _gain(layer: LayerInfo) -> float:
-    if layer.kind == "Embedding" or math.isnan(layer.gain) or layer.gain == 0:
+    if layer.is_table or math.isnan(layer.gain) or layer.gain == 0:
         return 1.0  # of zero weights nothing can be said, nor of a table
     return max(layer.gain, _FADED)
 

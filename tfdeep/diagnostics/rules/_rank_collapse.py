@@ -21,7 +21,8 @@ class RankCollapse(Rule):
     so it is an illness only while the loss has not fallen. Of the input, or of some
     layer below, more directions must be left. Seen with
     `GradientMonitor(activations=True)`; a layer whose units all have equal weights is
-    seen without.
+    seen without. Directions do not come back: where a later layer has more of them,
+    the signal goes around this one.
 
     Args:
         rank: Effective rank (participation ratio), 1 being one direction.
@@ -58,15 +59,24 @@ class RankCollapse(Rule):
             return
         ranks = recording["effective_rank"]
         recent = _measures.measured_lately(recording, 30)[-3:]
+        typical = np.array(
+            [_measures.median(ranks[recent, i]) for i in range(len(recording.layers))]
+        )
         highest = 0.0
         for i, layer in enumerate(recording.layers):
-            now = _measures.median(ranks[recent, i])
+            now = typical[i]
             if np.isnan(now):
                 continue
+            behind = [
+                rank
+                for other, rank in zip(recording.layers[i:], typical[i:], strict=True)
+                if not _measures.is_output(recording, other)
+            ]
+            goes_around = np.nan_to_num(behind).max(initial=0) > self.below
             is_wide = layer.units >= self.units and not _measures.is_output(
                 recording, layer
             )
-            if is_wide and now < self.rank and highest > self.below:
+            if is_wide and now < self.rank and highest > self.below and not goes_around:
                 if layer.is_symmetric:
                     continue
                 above = np.flatnonzero(~(ranks[:, i] < self.rank))

@@ -55,11 +55,12 @@ class UpdateTooSmall(Rule):
             return  # it grows
         if not gradient[-1].any():
             return  # a matter of the gradient, not of the step
-        size, _ = _measures.sensitivities(recording)
+        size, sized = _measures.sensitivities(recording)
         strongest = np.nan_to_num(size).max(initial=0)
+        by_path = {layer.path: size[i] for i, layer in enumerate(sized)}
         for i, layer in enumerate(layers):
-            if not layer.is_trainable or not size[i] > 1e-3 * strongest:
-                continue
+            if not by_path[layer.path] > 1e-3 * strongest:
+                continue  # it has another illness
             yield Symptom(
                 layer.path,
                 "critical" if latest.max() == 0 else "warning",

@@ -42,7 +42,7 @@ class VanishingGradient(Rule):
             above = size[i + 1 :].max()
             if not 0 < size[i] < self.ratio * above:
                 continue
-            if size[: i + 1].max() >= self.ratio * above:
+            if layer.is_table or size[: i + 1].max() >= self.ratio * above:
                 continue  # the gradient goes around it
             strongest = layers[i + 1 + int(size[i + 1 :].argmax())]
             yield Symptom(
