@@ -45,10 +45,10 @@ class DeadUnits(Rule):
             dead = self._dead(recording, i)
             if dead is None or not dead[-1] >= self._limit(layer):
                 continue
-            if layer.inputs and all(path in wholly_dead for path in layer.inputs):
-                continue  # it has nothing to be active on
             if dead[-1] > 0.99:
                 wholly_dead.add(layer.path)
+            if layer.inputs and wholly_dead.issuperset(layer.inputs):
+                continue  # it has nothing to be active on
             alive = np.flatnonzero(~(dead >= self._limit(layer)))
             first = int(alive[-1]) + 1 if len(alive) else 0
             step = int(recording.measured_steps[min(first, len(dead) - 1)])
@@ -98,9 +98,29 @@ def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
     if not _measures.is_silent(recording, layer.bias):
         return True  # some of its units are heard
     blocking = _measures.blocking_layer(recording)
-    if blocking is None or blocking.path != layer.path:
+    if blocking is None or _culprit(recording, blocking) != layer:
         return False
-    return _measures.is_silent(recording, above.kernel)  # its output is zero
+    above = _measures.layer_above(recording, blocking)
+    return above is not None and _measures.is_silent(recording, above.kernel)
+
+
+def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:
+    """The layer that died first, of those whose output may be zero for it.
+
+    No gradient tells it, but the bias does: what lies behind a dead layer is dead with
+    a bias of zero as well.
+    """
+    weights = _measures.weight_norms(recording)
+    place = recording.layers.index(blocking)
+    culprit, largest = blocking, 1.0
+    for layer in reversed(recording.layers[: place + 1]):
+        column = recording.column(layer.bias)
+        if column is None or layer.activation not in _measures.ONE_SIDED:
+            continue
+        size = weights[column] / np.sqrt(max(layer.units, 1))
+        if size > largest:
+            culprit, largest = layer, size
+    return culprit
 
 
 def _remedy(recording: Recording, step: int) -> str:
