@@ -1,21 +1,25 @@
 """What `GradientMonitor` costs: time of `fit` with it over time of `fit` without.
 
     python benchmarks/monitor_overhead.py
+    python benchmarks/monitor_overhead.py --net mobilenet --rounds 9
 
-Each network is trained by four equal models, one after the other within a round and
-in a new random order each round: plain `fit`; plain `fit` again (what it differs from
-1 is the noise of the measurement); `fit` with the monitor; and `fit` with the usual
-recipe for gradient logging, a callback that runs a second `tf.GradientTape` on the
-batch after each step. The first epoch of each fit, in which TensorFlow traces the
-step, is not counted; the printed ratio is the median over the rounds.
+Each network is trained by equal models, one after the other within a round and in a new
+random order each round: plain `fit`; plain `fit` again (what it differs from 1 is the
+noise of the measurement); `fit` with the monitor; with the monitor and
+`activations=True`; and with the usual recipe for gradient logging, a callback that runs
+a second `tf.GradientTape` on the batch after each step. The first epoch of each fit, in
+which TensorFlow traces the step, is not counted; the printed ratio is the median over
+the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import random
 import statistics
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -26,14 +30,39 @@ from clock import Clock
 
 import tfdeep
 
-# hidden layers, units, batch size, steps an epoch, most that the ratio may be
-NETS = [
-    (5, 100, 32, 150, 1.10),
-    (20, 100, 64, 100, 1.05),
-    (5, 1024, 128, 12, 1.02),
-]
-INPUTS, OUTPUTS = 64, 10
-EPOCHS = 3
+OUTPUTS = 10
+
+
+def dense(depth, units):
+    return tfdeep.models.dnn((64,), [units] * depth, OUTPUTS, activation="relu")
+
+
+def mobilenet():
+    return keras.applications.MobileNetV2((64, 64, 3), weights=None, classes=OUTPUTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A network, and the most that the ratios may be."""
+
+    name: str
+    build: Callable[[], keras.Model]
+    shape: tuple[int, ...]
+    batch_size: int
+    steps: int  # in an epoch
+    limit: float
+    limit_of_activations: float | None = None
+    from_logits: bool = True
+    epochs: int = 3  # of each fit; the first is not counted
+
+
+NETS = (
+    Net("5x100", lambda: dense(5, 100), (64,), 32, 150, 1.10),
+    Net("20x100", lambda: dense(20, 100), (64,), 64, 100, 1.05),
+    Net("5x1024", lambda: dense(5, 1024), (64,), 128, 20, 1.02, 1.15),
+    # It takes half a minute to trace: fewer, longer fits.
+    Net("mobilenet", mobilenet, (64, 64, 3), 32, 10, 1.02, 1.15, False, epochs=9),
+)
 
 
 class SecondTape(keras.callbacks.Callback):
@@ -57,58 +86,63 @@ class SecondTape(keras.callbacks.Callback):
         self.history.append(self.norms(*self.batches[batch]).numpy())
 
 
-def build(depth, units, loss):
-    model = tfdeep.models.dnn((INPUTS,), [units] * depth, OUTPUTS, activation="relu")
-    model.compile(keras.optimizers.Adam(1e-4), loss)
-    return model
-
-
-def measure(depth, units, batch_size, steps, rounds):
+def measure(net, rounds):
     """Seconds an epoch of each way of training, by round."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch_size * steps, INPUTS)).astype("float32")
+    x = rng.normal(size=(net.batch_size * net.steps, *net.shape)).astype("float32")
     y = rng.integers(0, OUTPUTS, len(x))
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).cache()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(net.batch_size).cache()
     batches = list(dataset)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=net.from_logits)
+    monitor = tfdeep.callbacks.GradientMonitor
     ways = {
         "plain": lambda: [],
-        "plain again": lambda: [],
-        "monitor": lambda: [tfdeep.callbacks.GradientMonitor()],
+        "again": lambda: [],
+        "monitor": lambda: [monitor(on_finding=None)],
+        "activations": lambda: [monitor(on_finding=None, activations=True)],
         "second tape": lambda: [SecondTape(batches, loss)],
     }
-    models = {way: build(depth, units, loss) for way in ways}
+    models = {}
+    for way in ways:
+        models[way] = net.build()
+        models[way].compile(keras.optimizers.Adam(1e-4), loss)
     seconds = {way: [] for way in ways}
     for i in range(rounds + 1):
         for way in random.sample(list(ways), len(ways)):
             clock = Clock()
             callbacks = [*ways[way](), clock]
-            models[way].fit(dataset, epochs=EPOCHS, verbose=0, callbacks=callbacks)
+            models[way].fit(dataset, epochs=net.epochs, verbose=0, callbacks=callbacks)
             if i > 0:  # the first round warms up
-                seconds[way].append(clock.seconds() / (EPOCHS - 1))
+                seconds[way].append(clock.seconds() / (net.epochs - 1))
     return seconds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--net", choices=[net.name for net in NETS], action="append")
+    options = parser.parse_args()
     print(f"tensorflow {tf.__version__}, keras {keras.__version__}, ", end="")
-    print(f"{os.cpu_count()} cores, {rounds} rounds; time over that of plain fit\n")
-    print(f"{'net':>8} {'batch':>5} {'ms/step':>8} {'plain again':>12}", end="")
-    print(f" {'monitor':>8} {'at most':>8} {'second tape':>12}")
-    for depth, units, batch_size, steps, limit in NETS:
-        seconds = measure(depth, units, batch_size, steps, rounds)
+    print(f"{os.cpu_count()} cores, {options.rounds} rounds; time over plain fit\n")
+    print(f"{'net':>9} {'batch':>5} {'ms/step':>8} {'again':>6} {'monitor':>8}", end="")
+    print(f" {'at most':>8} {'activations':>12} {'at most':>8} {'second tape':>12}")
+    for net in NETS:
+        if options.net and net.name not in options.net:
+            continue
+        seconds = measure(net, options.rounds)
         ratio = {
             way: statistics.median(
                 t / plain for t, plain in zip(times, seconds["plain"], strict=True)
             )
             for way, times in seconds.items()
         }
-        step = statistics.median(seconds["plain"]) / steps * 1000
-        print(f"{f'{depth}x{units}':>8} {batch_size:>5} {step:>8.2f}", end="")
-        print(f" {ratio['plain again']:>12.3f} {ratio['monitor']:>8.3f}", end="")
-        print(f" {limit:>8.2f} {ratio['second tape']:>12.3f}", flush=True)
+        step = statistics.median(seconds["plain"]) / net.steps * 1000
+        limit = net.limit_of_activations
+        print(f"{net.name:>9} {net.batch_size:>5} {step:>8.2f}", end="")
+        print(f" {ratio['again']:>6.3f} {ratio['monitor']:>8.3f}", end="")
+        print(f" {net.limit:>8.2f} {ratio['activations']:>12.3f}", end="")
+        print(f" {'-' if limit is None else f'{limit:.2f}':>8}", end="")
+        print(f" {ratio['second tape']:>12.3f}", flush=True)
 
 
 if __name__ == "__main__":

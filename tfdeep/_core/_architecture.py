@@ -36,6 +36,8 @@ class LayerInfo:
         gain: `sqrt(fan_in * mean(kernel**2))`: by what factor the kernel alone scales
             inputs that are independent and of zero mean.
         recurrent_gain: The same of the recurrent kernel.
+        has_known_weights: Whether its weights are a kernel, a bias, or those of a
+            normalization.
         is_trainable: Whether any of its weights is trained.
         is_untouched: Whether its weights look as they do before any training: the
             bias is exactly zero.
@@ -58,12 +60,19 @@ class LayerInfo:
     fan_in: int = 0
     gain: float = float("nan")
     recurrent_gain: float = float("nan")
+    has_known_weights: bool = True
     is_trainable: bool = True
     is_untouched: bool = False
     is_symmetric: bool = False
     inputs: tuple[str, ...] = ()
     is_in_graph: bool = False
     frozen_too_late: bool = False
+
+    @property
+    def has_own_rule(self) -> bool:
+        """Whether it has weights of which Keras' names do not tell what they do."""
+        name = (self.kernel or "kernel").rpartition("/")[2]
+        return not self.has_known_weights or not name.endswith(("kernel", "embeddings"))
 
     @property
     def is_table(self) -> bool:
@@ -167,6 +176,9 @@ def _described(
         kernel=kernel.path if kernel else None,
         recurrent_kernel=recurrent[0].path if recurrent else None,
         bias=biases[0].path if biases else None,
+        has_known_weights=kernel is not None
+        or not variables
+        or "Normalization" in type(layer).__name__,
         is_trainable=not variables or any(v.variable.trainable for v in variables),
         is_untouched=bool(biases)
         and all(not np.any(b.variable.numpy()) for b in biases),
@@ -181,6 +193,8 @@ def _facts(kernel: _paths.ModelVariable) -> dict[str, Any]:
         return {}  # a model that builds itself in a traced step has no values yet
     axes = _layouts.unit_axes(kernel.variable, kernel.layer)
     fan_in = int(np.prod([values.shape[i] for i in axes]))
+    if kernel.variable.name == "embeddings":  # its rows are inputs, not units
+        axes, fan_in = (0,), values.shape[0]
     by_unit = np.moveaxis(values, axes, range(len(axes))).reshape(fan_in, -1)
     return {
         "fan_in": fan_in,

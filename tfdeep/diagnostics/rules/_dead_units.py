@@ -97,11 +97,14 @@ def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
         return False
     if not _measures.is_silent(recording, layer.bias):
         return True  # some of its units are heard
+    if layer.is_normalization:
+        has_signal = not _measures.is_silent(recording, above.bias)
+        return has_signal and _measures.is_silent(recording, above.kernel)
     blocking = _measures.blocking_layer(recording)
     if blocking is None or _culprit(recording, blocking) != layer:
         return False
-    above = _measures.layer_above(recording, blocking)
-    return above is not None and _measures.is_silent(recording, above.kernel)
+    behind = _measures.layer_above(recording, blocking)
+    return behind is not None and _measures.is_silent(recording, behind.kernel)
 
 
 def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:

@@ -20,8 +20,8 @@ class ExplodingGradient(Rule):
     Three comparisons, any of which suffices:
 
     * with the layers above: `||gradient|| * ||weight||` grows toward the input;
-    * with the loss: a relative change of the weights changes the loss by far more
-      than the loss is;
+    * with the loss, in a net that starts from its initializers: a relative change of
+      the weights changes the loss by far more than the loss is;
     * with its own past: the norm has grown, and the loss with it.
 
     A gradient that clipping cuts to a tenth or less of what it was is left alone:
@@ -58,6 +58,8 @@ class ExplodingGradient(Rule):
         start = _measures.median(norm[:5], axis=0)
         peak = _measures.largest(norm[recent], axis=0)
         has_grown = _grown(loss)
+        # Where a fit begins near the minimum, any gradient is large beside the loss.
+        from_start = _measures.is_untouched(recording)
         for i, layer in enumerate(layers):
             if tamed[i] or np.isnan(size[i]):
                 continue
@@ -67,7 +69,7 @@ class ExplodingGradient(Rule):
                     f"gradient {_measures.times(size[i] / above)} larger than any "
                     "above it, for weights of the same size"
                 )
-            elif size[i] > self.sensitivity * scale > 0:
+            elif from_start and size[i] > self.sensitivity * scale > 0:
                 evidence = (
                     f"gradient norm {_measures.median(norm[recent][:, i]):.2g}: one "
                     f"percent of the weights moves the loss by "

@@ -43,6 +43,8 @@ class PoorInitialization(Rule):
         grown: Scale of an output over that of the input.
         faded: The same, from below. Glorot's initialization of thirty ReLU layers is
             at 3e-5.
+        alone: By what factor one layer alone may scale. He's initialization has 1.4,
+            before the activation.
         saturated: Scale before a tanh or sigmoid.
 
     Reference: Glorot and Bengio 2010; He, Zhang, Ren and Sun, Delving deep into
@@ -50,14 +52,15 @@ class PoorInitialization(Rule):
     """
 
     kind: ClassVar[str] = "poor_initialization"
-    grown: float = 300.0
+    grown: float = 100.0
     faded: float = 1e-4
+    alone: float = 10.0
     saturated: float = 4.5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if not _measures.is_untouched(recording):
             return
-        before, after = _scales(recording)
+        before, after, certain = _scales(recording)
         for layer in recording.layers:
             if layer.kernel is None or layer.is_table:
                 continue
@@ -65,6 +68,8 @@ class PoorInitialization(Rule):
                 continue
             activation = _measures.activation_of(recording, layer)
             evidence = self._evidence(recording, layer, activation, before, after)
+            if not evidence and layer.path in certain:
+                evidence = self._cumulative(recording, layer, before, after)
             if evidence:
                 remedy = _remedy(activation, layer)
                 yield Symptom(layer.path, "critical", 0, evidence, remedy)
@@ -77,7 +82,7 @@ class PoorInitialization(Rule):
         before: dict[str, float],
         after: dict[str, float],
     ) -> str:
-        entering, leaving = before[layer.path], after[layer.path]
+        entering = before[layer.path]
         if layer.gain == 0:
             learns = _has_gradient(recording, layer)
             return "" if learns else "all its first weights are zero"
@@ -88,6 +93,19 @@ class PoorInitialization(Rule):
                 f"its first recurrent weights scale the state by "
                 f"{layer.recurrent_gain:.2g} at each time step"
             )
+        is_scale_free = activation == "linear" or activation in _KEEPS
+        if is_scale_free and _factor(layer) > self.alone:
+            return f"its first weights scale the signal by {_factor(layer):.2g}"
+        return ""
+
+    def _cumulative(
+        self,
+        recording: Recording,
+        layer: LayerInfo,
+        before: dict[str, float],
+        after: dict[str, float],
+    ) -> str:
+        leaving = after[layer.path]
         if leaving > self.grown and _factor(layer) > 1.2:
             return (
                 f"with the first weights its output has {leaving:.2g} times the scale "
@@ -103,17 +121,24 @@ class PoorInitialization(Rule):
         return ""
 
 
-def _scales(recording: Recording) -> tuple[dict[str, float], dict[str, float]]:
-    """The scale before and after the activation of each layer."""
+def _scales(
+    recording: Recording,
+) -> tuple[dict[str, float], dict[str, float], set[str]]:
+    """The scale before and after each activation; and the layers where it is sure."""
     before: dict[str, float] = {}
     after: dict[str, float] = {}
+    certain: set[str] = set()
     measured = _measured_scales(recording)
     for layer in recording.layers:
+        is_known = not layer.has_own_rule and certain.issuperset(layer.inputs)
         before[layer.path] = _entering(layer, after) * _gain(layer)
         after[layer.path] = _leaving(layer, before[layer.path])
         if measured is not None and not np.isnan(measured[layer.path]):
             after[layer.path] = measured[layer.path]
-    return before, after
+            is_known = True
+        if is_known or layer.is_normalization:
+            certain.add(layer.path)
+    return before, after, certain
 
 
 def _measured_scales(recording: Recording) -> dict[str, float] | None:
@@ -121,7 +146,8 @@ def _measured_scales(recording: Recording) -> dict[str, float] | None:
     if "output_std" not in recording or not len(recording["output_std"]):
         return None
     scale = np.hypot(recording["output_mean"][0], recording["output_std"][0])
-    if "input_offset" in recording and not recording.layers[0].is_table:
+    first = recording.layers[0]
+    if "input_offset" in recording and not (first.is_table or first.is_normalization):
         offset, spread = recording["input_offset"][0], recording["input_spread"][0]
         inputs = float(np.hypot(offset, spread)[0])
         scale = scale / (inputs if inputs > 0 else 1.0)

@@ -36,7 +36,7 @@ class UpdateTooSmall(Rule):
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         ratio, steps, layers = relative_updates(recording)
-        if len(steps) < 2 or _measures.has_fallen(recording, 0.95):
+        if len(steps) < 2 or _measures.has_fallen(recording, 0.8):
             return
         at = np.searchsorted(recording.steps, steps)
         at = np.minimum(at, len(recording.steps) - 1)
@@ -49,8 +49,9 @@ class UpdateTooSmall(Rule):
         latest = progress[-3:]
         if not (latest < self.progress).all():
             return
-        if progress.max() > 30 * latest.max():
-            return  # it was larger
+        was_larger = progress.max() > 30 * latest.max()
+        if was_larger and not _measures.is_untouched(recording):
+            return  # a schedule ends, of a net that was trained before
         if len(progress) > 1 and progress[-1] > 1.2 * progress[-2] > 0:
             return  # it grows
         if not gradient[-1].any():
