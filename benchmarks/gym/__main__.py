@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import tfdeep
-from benchmarks.gym._case import Case, train
+from benchmarks.gym._case import Case, prepare, train
 from benchmarks.gym._remedies import named_by
 from benchmarks.gym.healthy import HEALTHY
 from benchmarks.gym.measure import measure
@@ -132,6 +132,22 @@ def judge_published(sick, healthy) -> None:
         print(f"false alarms on {len(false)} of {len(healthy)} healthy nets")
 
 
+def freezing_holds(case: Case, finding: Finding) -> bool:
+    """Whether `tfdeep.freeze` in the middle of training keeps the layer as it is."""
+    keras.backend.clear_session()
+    model, x, y = prepare(case)
+    half = len(x) // 2
+    arguments = {"batch_size": case.batch_size, "shuffle": False, "verbose": 0}
+    model.fit(x[:half], y[:half], **arguments)
+    tfdeep.freeze(model, include=finding.layer)
+    before = model.get_layer(finding.layer).get_weights()
+    monitor = tfdeep.callbacks.GradientMonitor(on_finding=None)
+    model.fit(x[half:], y[half:], callbacks=[monitor], **arguments)
+    after = model.get_layer(finding.layer).get_weights()
+    same = all((a == b).all() for a, b in zip(before, after, strict=True))
+    return same and finding.kind not in {f.kind for f in monitor.findings}
+
+
 def prove_remedies(sick, good: dict[str, Finding], mode: str) -> None:
     """Does what the findings say, and sees whether the net trains then."""
     print("\nremedies named by the findings, 150 steps")
@@ -141,6 +157,12 @@ def prove_remedies(sick, good: dict[str, Finding], mode: str) -> None:
             continue
         tried += 1
         finding = good[case.name]
+        if finding.kind == "frozen_but_trained":
+            holds = freezing_holds(case, finding)
+            mended += holds
+            verdict = "then it stays as it is" if holds else "NOT MENDED"
+            print(f"  {case.name:34}moves while frozen   {verdict}: tfdeep.freeze")
+            continue
         before = measure(case)
         line = f"  {case.name:34}{before[0]:9.3g} ->{before[1]:9.3g}"
         done = None

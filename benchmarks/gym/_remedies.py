@@ -11,6 +11,7 @@ from tfdeep.diagnostics import Finding
 _NAMED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("keras.initializers.HeNormal()", {"initializer": "he_normal"}),
     ("keras.initializers.GlorotUniform()", {"initializer": "glorot_uniform"}),
+    ("keras.initializers.", {"query_gain": 1.0}),
     ("keras.initializers.LecunNormal()", {"initializer": "lecun_normal"}),
     ("GlorotUniform", {"initializer": "glorot_uniform"}),
     ('recurrent_initializer="orthogonal"', {"recurrent_initializer": "orthogonal"}),
@@ -49,15 +50,16 @@ def named_by(finding: Finding, settings: Mapping[str, Any]) -> Iterator[dict[str
     """
     text = finding.remedy
     found = [change for words, change in _NAMED if words in text]
-    # Alternatives that set the same thing stay apart.
     yield from found
     rate = settings.get("learning_rate", 0.1)
     for words, factor in _FACTORS:
         if words in text and isinstance(rate, float):
             yield {"learning_rate": rate * factor}
-    together: dict[str, Any] = {}
-    for change in found:
-        if not set(change) & set(together):
-            together |= change
-    if len(together) > 1:
-        yield together
+    # What stands between two semicolons belongs together; then all of it.
+    for part in (*text.split(";"), text):
+        together: dict[str, Any] = {}
+        for words, change in _NAMED:
+            if words in part and not set(change) & set(together):
+                together |= change
+        if len(together) > 1:
+            yield together

@@ -38,3 +38,15 @@ def test_a_long_recurrent_network_diverges_unclipped_and_learns_clipped(tmp_path
     assert np.isfinite(clipped).all()
     assert clipped[-10:].mean() < clipped[:10].mean() / 2
     assert figure.stat().st_size > 10_000
+
+
+def test_a_net_that_does_not_train_is_mended_by_what_the_monitor_says():
+    sick_layers = example("find_the_sick_layer")
+    sick, losses = sick_layers.train("sigmoid", normalization=False, epochs=1)
+    assert losses[-1] > 2.2  # ten equal probabilities have 2.303
+    first = sick.findings[0]
+    assert (first.kind, first.layer) == ("vanishing_gradient", "hidden1")
+    assert 'activation="relu" with keras.initializers.HeNormal()' in first.remedy
+    mended, losses = sick_layers.train("relu", normalization=False, epochs=4)
+    assert losses[-1] < 1.3
+    assert mended.findings == ()

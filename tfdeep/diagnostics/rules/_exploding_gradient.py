@@ -111,6 +111,8 @@ def _remedy(recording: Recording, layer: object) -> str:
     )
     if getattr(layer, "recurrent_kernel", None):
         return f'recurrent_initializer="orthogonal"; {clip}'
+    if any(other.is_normalization for other in recording.layers):
+        return f"skip connections (keras.layers.Add) around each block; {clip}"
     if _measures.is_untouched(recording):
         return (
             "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform), "

@@ -196,7 +196,17 @@ def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
 
 def _remedy(activation: str, layer: LayerInfo) -> str:
     if layer.recurrent_gain > 2:
-        return 'recurrent_initializer="orthogonal", the default, keeps the scale'
+        return (
+            'recurrent_initializer="orthogonal" and '
+            "keras.initializers.GlorotUniform(), the defaults, keep the scale"
+        )
+    if activation in ("sigmoid", "hard_sigmoid"):
+        # Small weights would leave the middle of a deep stack without a gradient.
+        return (
+            "keras.initializers.GlorotUniform() with keras.layers.BatchNormalization() "
+            'before the activation; or activation="relu" with '
+            "keras.initializers.HeNormal()"
+        )
     if activation in _measures.BOUNDED:
         return "keras.initializers.GlorotUniform() keeps it in the middle"
     if activation == "selu":

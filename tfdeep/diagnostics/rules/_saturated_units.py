@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tfdeep._core._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -27,9 +28,9 @@ _LATER = (
 class SaturatedUnits(Rule):
     """Most outputs of a hidden layer lie where its activation has no slope left.
 
-    Seen with `GradientMonitor(activations=True)`; without, only a layer all of whose
-    outputs are so flat that its gradient is exactly zero. An output layer is meant to
-    saturate and is left out.
+    Seen with `GradientMonitor(activations=True)`; without, only where next to no
+    gradient comes through a layer. An output layer is meant to saturate and is left
+    out.
 
     Args:
         fraction: Fraction of the outputs with a slope below 0.01. Healthy nets of the
@@ -68,22 +69,40 @@ class SaturatedUnits(Rule):
 
 
 def _silenced(recording: Recording) -> Iterable[Symptom]:
-    """The layer that lets no gradient through although its output is not zero."""
+    """The layers through which next to no gradient comes, seen by the gradient alone.
+
+    From a layer to the one before, the gradient is multiplied by the kernel between
+    them and by the slope of the activation. Where the kernel is of a usual scale and
+    the product is next to nothing, the slope is.
+    """
     if "flat_fraction" in recording or recording.total_steps < 10:
         return
-    layer = _measures.blocking_layer(recording)
-    if layer is None:
-        return
-    above = _measures.layer_above(recording, layer)
-    is_bounded = _measures.activation_of(recording, layer) in _measures.BOUNDED
-    if above is None or not is_bounded:
-        return
-    if not _measures.is_silent(recording, above.kernel):
+    size, layers = _measures.sensitivities(recording)
+    size = np.nan_to_num(size)
+    for i, layer in enumerate(layers[:-1]):
+        above = layers[i + 1]
+        if _measures.activation_of(recording, layer) not in _measures.BOUNDED:
+            continue
+        is_next = layer.path in _behind_activations(recording, above)
+        if not is_next or not 0.1 < above.gain < 10 or not size[i + 1] > 0:
+            continue
+        if size[i + 1] < 1e-3 * size.max() or size[i] > 1e-5 * size[i + 1]:
+            continue
         yield Symptom(
             layer.path,
             "critical",
             0 if recording.total_steps <= 20 else recording.total_steps - 10,
-            "all its outputs saturated: its gradient is exactly zero, and that of "
-            f"{above.path} is not",
+            "its outputs saturated: next to no gradient comes through it from "
+            f"{above.path}, right behind it",
             _START,
         )
+
+
+def _behind_activations(recording: Recording, layer: LayerInfo) -> set[str]:
+    """The layers right before one, seen through activations that stand alone."""
+    by_path = {other.path: other for other in recording.layers}
+    found = set(layer.inputs)
+    for path in layer.inputs:
+        if by_path[path].kernel is None and not by_path[path].is_normalization:
+            found |= set(by_path[path].inputs)
+    return found

@@ -52,7 +52,7 @@ class UpdateTooSmall(Rule):
         was_larger = progress.max() > 30 * latest.max()
         if was_larger and not _measures.is_untouched(recording):
             return  # a schedule ends, of a net that was trained before
-        if len(progress) > 1 and progress[-1] > 1.2 * progress[-2] > 0:
+        if latest[0] > 0 and (latest[1:] > 1.1 * latest[:-1]).all():
             return  # it grows
         if not gradient[-1].any():
             return  # a matter of the gradient, not of the step

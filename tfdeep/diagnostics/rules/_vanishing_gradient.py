@@ -74,11 +74,11 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str
     activation = _measures.activation_of(recording, layers[i])
     if activation in _measures.BOUNDED:
         return (
-            'activation="relu" with keras.initializers.HeNormal(), '
-            "keras.layers.BatchNormalization() before each activation, or skip "
-            "connections (keras.layers.Add) keep it up"
+            'activation="relu" with keras.initializers.HeNormal(); or '
+            "keras.layers.BatchNormalization() before each activation; or skip "
+            "connections (keras.layers.Add)"
         )
     return (
-        "keras.initializers.HeNormal(), keras.layers.BatchNormalization() before each "
-        "activation, or skip connections (keras.layers.Add) keep it up"
+        "keras.initializers.HeNormal(); or keras.layers.BatchNormalization() before "
+        "each activation; or skip connections (keras.layers.Add)"
     )
