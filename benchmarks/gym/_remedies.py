@@ -25,6 +25,7 @@ _NAMED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ClipByGlobalNorm", {"clip_norm": 1.0}),
     ("LossScaleOptimizer", {"loss_scale": True}),
     ("add an epsilon", {"epsilon": 1e-3}),
+    ("add an epsilon", {"epsilon": 0.1}),
     ("the batch of that step", {"bad_gain": 1.0}),
     ("stop_gradient", {"stop_gradient": False}),
     (".trainable = True", {"trainable": True}),

@@ -277,7 +277,9 @@ class GradientMonitor(keras.callbacks.Callback):
         self._watched.is_expected = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._pending += batch - self._batch_begin + 1
+        # Before Keras 3.9 both numbers are that of the first step of an execution.
+        count = batch - self._batch_begin + 1
+        self._pending += count if count > 1 else self.model.steps_per_execution
         done = self._recording.total_steps if self._recording else 0
         if (
             self._pending >= self.flush_every
