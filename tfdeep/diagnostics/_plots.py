@@ -15,6 +15,7 @@ from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._monitor_report import History
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run
+from tfdeep.diagnostics.rules._measures import BOUNDED
 from tfdeep.errors import MissingDependencyError
 
 # A line of the figures has at most so many points, a heat map so many columns.
@@ -28,10 +29,6 @@ _LONGEST_NAME = 30  # letters
 
 # Update norms of a net that trains well are about a thousandth of the weight norms.
 _USUAL_RATIOS = (1e-4, 1e-2)
-
-# Where the activation has a flat side, half of the entries are on it in good health;
-# of these, an entry that is flat is saturated.
-_SATURATING = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
 _MARKERS = "ovsD^P*X<>dphH"
@@ -381,7 +378,7 @@ def _unit_lines(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
             if column is not None:
                 dead = recording["silent_fraction"][:, column]
         lines.append((layer.path, "-", dead))
-        if layer.activation in _SATURATING:
+        if layer.activation in BOUNDED:
             flat = _layer_column(recording, "flat_fraction", i)
             lines.append((layer.path, "--", flat))
     return lines

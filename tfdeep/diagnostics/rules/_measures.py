@@ -50,6 +50,14 @@ def measured_lately(recording: Recording, steps: int) -> np.ndarray:
     return np.flatnonzero((kept >= end - steps) & (kept < end))
 
 
+def since(recording: Recording, steps: int = 10) -> int:
+    """The first step of what shows in all of the last so many steps.
+
+    What shows when it is asked first has been so from the start.
+    """
+    return 0 if recording.total_steps <= 2 * steps else recording.total_steps - steps
+
+
 def columns_of(recording: Recording, layer: LayerInfo) -> list[int]:
     """The columns of all recorded weights of a layer."""
     return [

@@ -12,6 +12,18 @@ from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
+# Evidence and remedy.
+_CUT_OFF = (
+    "no gradient reaches it",
+    "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or rounding behind it, "
+    "or an output that the loss does not use",
+)
+_ZERO = (
+    "its gradient is exactly zero at every step",
+    "look for what makes its output useless behind it: dead units, a factor of zero, "
+    "values too small for float16 (keras.optimizers.LossScaleOptimizer)",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class NoGradient(Rule):
@@ -45,9 +57,6 @@ class NoGradient(Rule):
             return
         norm = norm[seen]
         silent = (np.isnan(norm) | (norm == 0)).all(axis=0)
-        if silent.all():
-            frozen = _frozen_columns(recording)
-            silent = silent & ~frozen
         unknown = np.isnan(norm).all(axis=0)
         layers = [(x, _measures.columns_of(recording, x)) for x in recording.layers]
         layers = [(layer, columns) for layer, columns in layers if columns]
@@ -63,22 +72,11 @@ class NoGradient(Rule):
                 continue  # an attention over equal positions, or a saturated one
             if _vanished(recording, [c for _, cs in layers[i + 1 :] for c in cs]):
                 continue  # it was too small for a float long before
-            cut = unknown[columns].all()
             yield Symptom(
                 layer.path,
                 "critical",
-                max(recording.total_steps - self.steps, 0)
-                if recording.total_steps > 2 * self.steps
-                else 0,
-                "no gradient reaches it"
-                if cut
-                else "its gradient is exactly zero at every step",
-                "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or "
-                "rounding behind it, or an output that the loss does not use"
-                if cut
-                else "look for what makes its output useless behind it: dead units, "
-                "a factor of zero, values too small for float16 "
-                "(keras.optimizers.LossScaleOptimizer)",
+                _measures.since(recording, self.steps),
+                *(_CUT_OFF if unknown[columns].all() else _ZERO),
             )
 
 

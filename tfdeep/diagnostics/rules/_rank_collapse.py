@@ -110,7 +110,7 @@ def _alike_positions(recording: Recording, remedy: str) -> Iterable[Symptom]:
             yield Symptom(
                 path,
                 "critical",
-                0 if recording.total_steps <= 20 else recording.total_steps - 10,
+                _measures.since(recording),
                 "the positions it mixes are all alike: its queries and keys have no "
                 "gradient beside its values",
                 remedy,

@@ -91,7 +91,7 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
         yield Symptom(
             layer.path,
             "critical",
-            0 if recording.total_steps <= 20 else recording.total_steps - 10,
+            _measures.since(recording),
             "its outputs saturated: next to no gradient comes through it from "
             f"{above.path}, right behind it",
             _START,

@@ -48,7 +48,7 @@ class VanishingGradient(Rule):
             yield Symptom(
                 layer.path,
                 "critical" if size[i] < 1e-6 * above else "warning",
-                0 if recording.total_steps <= 20 else recording.total_steps - 10,
+                _measures.since(recording),
                 f"gradient {_measures.times(above / size[i])} smaller than that of "
                 f"{strongest.path}, for weights of the same size",
                 _remedy(recording, layers, size, i),
