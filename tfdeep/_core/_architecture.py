@@ -40,7 +40,7 @@ class LayerInfo:
             normalization.
         is_trainable: Whether any of its weights is trained.
         is_untouched: Whether its weights look as they do before any training: the
-            bias is exactly zero.
+            bias has one value for all units (of an LSTM, two).
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
         inputs: Paths of the listed layers right before it; empty if it stands first.
@@ -180,10 +180,16 @@ def _described(
         or not variables
         or "Normalization" in type(layer).__name__,
         is_trainable=not variables or any(v.variable.trainable for v in variables),
-        is_untouched=bool(biases)
-        and all(not np.any(b.variable.numpy()) for b in biases),
+        is_untouched=bool(biases) and all(_is_as_made(b) for b in biases),
         **facts,
     )
+
+
+def _is_as_made(bias: _paths.ModelVariable) -> bool:
+    values = np.unique(bias.variable.numpy())
+    is_constant = len(values) == 1 and math.prod(bias.variable.shape) > 1
+    is_lstm = bool(len(values) == 2 and {0.0, 1.0}.issuperset(values.tolist()))
+    return is_constant or is_lstm or not values.any()
 
 
 def _facts(kernel: _paths.ModelVariable) -> dict[str, Any]:

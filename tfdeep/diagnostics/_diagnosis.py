@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._explain import explain
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.diagnostics._finding import Finding, findings_table
-from tfdeep.errors import MissingDependencyError
+from tfdeep.diagnostics._plots import figure_class
 
 _MOST_ROWS = 60
 
@@ -96,18 +95,7 @@ class Diagnosis(Record):
         Raises:
             MissingDependencyError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingDependencyError(
-                explain(
-                    "The figure needs matplotlib, which is not installed.",
-                    received="import matplotlib failed",
-                    expected="the package `matplotlib` to be installed",
-                    fix="`pip install tfdeep[plots]`",
-                )
-            ) from error
-        figure = Figure(figsize=(9, 5), layout="constrained")
+        figure = figure_class()(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
         place = np.arange(len(self.layers))
         for name, label, mark in (

@@ -57,7 +57,7 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     >>> figure = tfdeep.diagnostics.plot_gradient_norms(history)
     >>> figure.savefig(tmp_path / "norms.png")
     """
-    Figure = _figure_class()
+    Figure = figure_class()
     from matplotlib import colormaps
 
     kernels = {p: r for p, r in history.items() if p.split("/")[-1] != "bias"}
@@ -118,7 +118,7 @@ def plot_run(
     >>> figure = tfdeep.diagnostics.plot_run(recording)
     >>> figure.savefig(tmp_path / "run.png")
     """
-    Figure = _figure_class()
+    Figure = figure_class()
     if isinstance(run, Run):
         findings = findings or run.findings
         run = run.recording
@@ -160,7 +160,7 @@ def figure_of(
     height = 4.2
     if draw is draw_heat_map:
         height = min(max(4.2, 1.6 + 0.16 * len(_rows(recording))), 9.0)
-    figure = _figure_class()(figsize=(9, height), layout="constrained")
+    figure = figure_class()(figsize=(9, height), layout="constrained")
     draw(figure.subplots(), recording, findings)
     return figure
 
@@ -390,7 +390,8 @@ def _layer_column(recording: Recording, quantity: str, i: int) -> np.ndarray:
     return np.full(len(recording.measured_steps), np.nan)
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """The `Figure` of matplotlib, or an error that says how to get it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
