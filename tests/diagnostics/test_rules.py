@@ -192,6 +192,11 @@ class TestNoGradient:
     def test_a_bias_without_gradient_is_no_illness(self):
         assert Run().set("norm", [3], 0.0).kinds() == set()
 
+    def test_a_loss_of_zero_asks_for_nothing(self):
+        steps = slice(20, None)
+        run = Run().set("norm", range(8), 0.0, steps).set("loss", [0], 0.0, steps)
+        assert run.kinds() == set()
+
     def test_frozen_between_trained_layers_at_random_values(self):
         run = Run().layer("hidden2", is_trainable=False)
         run.variables = [v for v in run.variables if "hidden2" not in v]
@@ -310,6 +315,12 @@ def test_rank_collapse_counts_while_the_loss_is_high():
     assert run.kinds() == set()  # it tells two classes apart
     run.set("loss", [0], 2.3)
     assert ("rank_collapse", "hidden2") in run.kinds()
+
+
+def test_a_narrow_gate_has_a_low_rank_by_design():
+    run = Run().with_activations().set("effective_rank", [1, 2], 1.01)
+    run.layer("hidden2", fan_in=4).layer("hidden3", units=4).set("loss", [0], 2.3)
+    assert run.kinds() == set()
 
 
 def test_equal_units_are_seen_without_activations():

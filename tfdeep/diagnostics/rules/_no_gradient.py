@@ -19,7 +19,7 @@ _CUT_OFF = (
     "or an output that the loss does not use",
 )
 _ZERO = (
-    "its gradient is exactly zero at every step",
+    "its gradient is exactly zero",
     "look for what makes its output useless behind it: dead units, a factor of zero, "
     "values too small for float16 (keras.optimizers.LossScaleOptimizer)",
 )
@@ -55,6 +55,8 @@ class NoGradient(Rule):
         seen = ~np.isnan(norm).all(axis=1)  # not skipped by loss scaling
         if recording.total_steps < self.steps or seen.sum() < self.steps // 2:
             return
+        if not np.nan_to_num(recording["loss"][recent], nan=1.0).any():
+            return  # a loss of zero has nothing left to ask for
         norm = norm[seen]
         silent = (np.isnan(norm) | (norm == 0)).all(axis=0)
         unknown = np.isnan(norm).all(axis=0)

@@ -27,7 +27,7 @@ class RankCollapse(Rule):
     Args:
         rank: Effective rank (participation ratio), 1 being one direction.
         below: Effective rank that some layer below must have.
-        units: Least number of units of a layer that counts as wide.
+        units: Least number of units, and of inputs, of a layer that counts as wide.
 
     Reference: Dong, Cordonnier and Loukas, Attention is not all you need, 2021.
     """
@@ -73,9 +73,9 @@ class RankCollapse(Rule):
                 if not _measures.is_output(recording, other)
             ]
             goes_around = np.nan_to_num(behind).max(initial=0) > self.below
-            is_wide = layer.units >= self.units and not _measures.is_output(
-                recording, layer
-            )
+            is_wide = min(
+                layer.units, layer.fan_in
+            ) >= self.units and not _measures.is_output(recording, layer)
             if is_wide and now < self.rank and highest > self.below and not goes_around:
                 if layer.is_symmetric:
                     continue

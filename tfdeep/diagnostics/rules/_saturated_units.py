@@ -18,6 +18,10 @@ _START = (
     "(keras.layers.Normalization), start it in the middle; "
     "keras.layers.BatchNormalization() before the activation keeps it there"
 )
+_RECURRENT = (
+    'the defaults, recurrent_initializer="orthogonal" and of keras.layers.LSTM '
+    "unit_forget_bias=True, carry it through time"
+)
 _LATER = (
     "a tenth of the learning rate keeps it from the ends; "
     "keras.layers.BatchNormalization() before the activation brings it back"
@@ -75,13 +79,21 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
     them and by the slope of the activation. Where the kernel is of a usual scale and
     the product is next to nothing, the slope is.
     """
-    if "flat_fraction" in recording or recording.total_steps < 10:
+    if recording.total_steps < 10:
         return
+    measured = set()
+    if "flat_fraction" in recording:
+        is_known = ~np.isnan(recording["flat_fraction"]).all(axis=0)
+        measured = {
+            x.path for x, k in zip(recording.layers, is_known, strict=True) if k
+        }
     size, layers = _measures.sensitivities(recording)
     size = np.nan_to_num(size)
     for i, layer in enumerate(layers[:-1]):
         above = layers[i + 1]
         if _measures.activation_of(recording, layer) not in _measures.BOUNDED:
+            continue
+        if measured & ({layer.path} | {x.path for x in _activations(recording, layer)}):
             continue
         is_next = layer.path in _behind_activations(recording, above)
         if not is_next or not 0.1 < above.gain < 10 or not size[i + 1] > 0:
@@ -94,8 +106,14 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
             _measures.since(recording),
             "its outputs saturated: next to no gradient comes through it from "
             f"{above.path}, right behind it",
-            _START,
+            _START if layer.recurrent_kernel is None else _RECURRENT,
         )
+
+
+def _activations(recording: Recording, layer: LayerInfo) -> list[LayerInfo]:
+    """The activations that stand alone right behind a layer."""
+    behind = _measures.followers(recording, layer.path)
+    return [x for x in behind if x.kernel is None and not x.is_normalization]
 
 
 def _behind_activations(recording: Recording, layer: LayerInfo) -> set[str]:
