@@ -38,7 +38,7 @@ from tfdeep.optimizers import OptimizerWrapper, Telemetry
 OnFinding = str | Callable[[Finding], object] | None
 
 # The rules are asked often while most goes wrong, then rarely; in steps.
-_EARLY, _EARLY_PERIOD, _LATE_PERIOD = 100, 10, 100
+_EARLY, _EARLY_PERIOD, _LATE_PERIOD = 50, 10, 100
 
 _OF_VARIABLES = (
     "norm",

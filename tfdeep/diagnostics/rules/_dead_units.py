@@ -43,7 +43,7 @@ class DeadUnits(Rule):
             if self._activation(recording, layer) not in _measures.ONE_SIDED:
                 continue
             dead = self._dead(recording, i)
-            if dead is None or not dead[-1] >= self._limit(layer):
+            if dead is None or not len(dead) or not dead[-1] >= self._limit(layer):
                 continue
             if dead[-1] > 0.99:
                 wholly_dead.add(layer.path)
