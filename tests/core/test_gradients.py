@@ -92,4 +92,4 @@ def test_entries_of_small_and_of_sampled_gradients(shape):
     np.testing.assert_allclose(mean[0], gradient.mean(), atol=limit)
     np.testing.assert_allclose(zeros[0], np.mean(gradient == 0), atol=limit)
     assert nonfinite[0] == 0
-    assert float(nonfinite[1]) == pytest.approx(size, rel=1e-6)  # 0 times infinity is NaN
+    assert float(nonfinite[1]) == pytest.approx(size, rel=1e-6)  # 0 * inf is NaN
