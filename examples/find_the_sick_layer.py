@@ -36,9 +36,7 @@ def train(activation, normalization, epochs=4):
     for i in range(1, DEPTH + 1):
         initializer = "he_normal" if activation == "relu" else "glorot_uniform"
         model.add(
-            keras.layers.Dense(
-                UNITS, name=f"hidden{i}", kernel_initializer=initializer
-            )
+            keras.layers.Dense(UNITS, name=f"hidden{i}", kernel_initializer=initializer)
         )
         if normalization:
             model.add(keras.layers.BatchNormalization(name=f"norm{i}"))
