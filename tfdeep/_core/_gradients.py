@@ -19,9 +19,6 @@ Gradient = Any  # tf.Tensor or tf.IndexedSlices
 # time on starting 126 operations than on their arithmetic.
 _SMALL = 1024
 
-# Of larger gradients a sample is counted through.
-_SAMPLE = 65_536
-
 
 def scale(gradient: Gradient, factor: Any) -> Gradient:
     """Multiplies a dense or sparse gradient by a scalar."""
@@ -60,16 +57,6 @@ def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
     return tf.gather(largest, places)
 
 
-def sample(gradient: Gradient) -> Gradient:
-    """A large dense gradient's entries at even distances; any other as it is."""
-    if isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    size = gradient.shape.num_elements()
-    if size is None or size <= _SAMPLE:
-        return gradient
-    return tf.reshape(gradient, [-1])[:: -(-size // _SAMPLE)]
-
-
 def entry_statistics(
     gradients: Sequence[Gradient], sizes: Sequence[int]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -78,16 +65,10 @@ def entry_statistics(
     Args:
         gradients: The gradients.
         sizes: How many entries the variable of each has: a sparse gradient names
-            only some of them, the others being zero; of a sample (`sample`), what
-            is counted is an estimate.
+            only some of them, the others being zero.
     """
     tensors = _measurable(gradients)
-    whole = tf.cast(tf.constant(sizes), tensors[0].dtype)
-    seen = [
-        full if isinstance(g, tf.IndexedSlices) else int(g.shape.num_elements() or full)
-        for g, full in zip(gradients, sizes, strict=True)
-    ]
-    size = tf.cast(tf.constant(seen), tensors[0].dtype)
+    size = tf.cast(tf.constant(sizes), tensors[0].dtype)
 
     def each(reduced: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         parts, places = _reduce_each(
@@ -102,7 +83,7 @@ def entry_statistics(
 
     zeros = size - counted(lambda x: tf.not_equal(x, 0))
     nonfinite = counted(lambda x: ~tf.math.is_finite(x))
-    return each(lambda x: x) / size, zeros / size, nonfinite * whole / size
+    return each(lambda x: x) / size, zeros / size, nonfinite
 
 
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:

@@ -167,8 +167,7 @@ class GradientMonitor(keras.callbacks.Callback):
         * `clipped_norm`: the same after clipping;
         * `largest_entry`: the largest absolute entry before clipping;
 
-        and, at the first ten steps and every tenth, NaN between (of a variable of more
-        than 65,536 entries, from a sample of so many):
+        and, at the first ten steps and every tenth, NaN between:
 
         * `mean`: the mean entry;
         * `zero_fraction`: the fraction of entries that are zero;

@@ -237,11 +237,6 @@ class StepRecorder:
         norms = tf.maximum(_gradients.l2_norms(gradients), largest)
         row = [self._in_columns(norms, columns), self._in_columns(largest, columns)]
         self._seen.write(self._step, tf.concat(row, 0))
-        # A branch that takes the whole of a large gradient keeps its memory in use,
-        # which costs half of the step in a net of wide layers.
-        gradients = [
-            g if self._copies_gradients else _gradients.sample(g) for g in gradients
-        ]
         is_broken = ~tf.reduce_all(tf.math.is_finite(largest))
         tf.cond(
             _is_due(self._step) | is_broken,
@@ -253,8 +248,7 @@ class StepRecorder:
         self, gradients: list[Gradient], columns: list[int]
     ) -> tf.Tensor:
         sizes = [self._sizes[column] for column in columns]
-        sampled = [_gradients.sample(g) for g in gradients]
-        statistics = _gradients.entry_statistics(sampled, sizes)
+        statistics = _gradients.entry_statistics(gradients, sizes)
         row = [self._in_columns(values, columns) for values in statistics]
         if self._biases:
             row.append(self._silent_units(dict(zip(columns, gradients, strict=True))))
