@@ -60,7 +60,7 @@ def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
 def entry_statistics(
     gradients: Sequence[Gradient], sizes: Sequence[int]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Mean entry, fraction of zeros and number of NaN or infinite entries of each.
+    """Mean, fraction of zeros, and number of NaN or infinite entries of each.
 
     Args:
         gradients: The gradients.
@@ -81,9 +81,14 @@ def entry_statistics(
     def counted(condition: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return each(lambda x: tf.cast(condition(x), x.dtype))
 
+    sums = each(lambda x: x)
     zeros = size - counted(lambda x: tf.not_equal(x, 0))
-    nonfinite = counted(lambda x: ~tf.math.is_finite(x))
-    return each(lambda x: x) / size, zeros / size, nonfinite
+    nonfinite = tf.cond(
+        tf.reduce_all(tf.math.is_finite(sums)),
+        lambda: tf.zeros_like(sums),
+        lambda: counted(lambda x: ~tf.math.is_finite(x)),
+    )
+    return sums / size, zeros / size, nonfinite
 
 
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:

@@ -165,10 +165,10 @@ class GradientMonitor(keras.callbacks.Callback):
         * `norm`: L2 norm of the gradient, in gradient units (loss per unit of
           weight), before clipping;
         * `clipped_norm`: the same after clipping;
-        * `largest_entry`: the largest absolute entry before clipping;
 
         and, at the first ten steps and every tenth, NaN between:
 
+        * `largest_entry`: the largest absolute entry before clipping;
         * `mean`: the mean entry;
         * `zero_fraction`: the fraction of entries that are zero;
         * `nonfinite_count`: how many are NaN or infinite (counted at every step that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,11 @@ class LayerRecorder:
         """Looks on while the context is open."""
         return self._calls.watching()
 
-    def record(self, step: tf.Tensor, is_due: tf.Tensor) -> None:
-        """Writes the rows of a step, inside the step, after its forward pass.
+    def seen(self, step: tf.Tensor) -> Callable[[], tf.Tensor]:
+        """What to call, in the same step after its forward pass, to write its rows.
 
         Args:
             step: The number of the step.
-            is_due: Scalar bool. Whether it is measured.
         """
         calls = {
             path: call
@@ -71,13 +70,9 @@ class LayerRecorder:
             if not _is_measurable(call.before_activation):
                 call.before_activation = None
         first = calls[self._first].input if self._first in calls else None
-        if not _is_measurable(first):
-            first = None
-        if first is None and not self._paths:
-            return
 
-        def measure() -> tf.Tensor:
-            if first is not None:
+        def record() -> tf.Tensor:
+            if is_measurable:
                 places = _activations.sample(first)
                 scale = _activations.scale_of_features(places)
                 self._inputs.write(step, tf.stack(scale))
@@ -85,7 +80,8 @@ class LayerRecorder:
                 self._measure_outputs(step, calls)
             return tf.constant(0)
 
-        tf.cond(is_due, measure, lambda: tf.constant(0))
+        is_measurable = _is_measurable(first)
+        return record
 
     def _measure_outputs(self, step: tf.Tensor, calls: dict[str, LayerCall]) -> None:
         nan = tf.constant(np.nan, tf.float32)

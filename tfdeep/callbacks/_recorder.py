@@ -27,7 +27,7 @@ from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._layer_calls import replace
 from tfdeep.callbacks._layer_recorder import LayerRecorder
-from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
+from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable, sometimes
 from tfdeep.optimizers import Accumulate, OptimizerWrapper
 
 # What costs more than a norm is measured at the first steps, when most goes wrong, and
@@ -37,6 +37,9 @@ EVERY = 10
 
 # A unit is silent if it had no gradient at any measured step of the last so many.
 SILENT_STEPS = 50
+
+# A norm below this may lack squares that are too small for float32.
+_UNDERFLOW = 1e-18
 
 # Weights up to this many entries share one copy; fewer, larger operations are cheaper.
 _SHARED_COPY = 131_072
@@ -103,9 +106,9 @@ class StepRecorder:
         self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
         self._step = local_variable(tf.zeros([], tf.int64))
         self._loss = Ring(self.capacity, 1)
-        self._seen = Ring(self.capacity, 2 * count)
+        self._seen = Ring(self.capacity, count)
         self._passed_on = Ring(self.capacity, count) if self._clips else None
-        self._details = Ring(self.capacity, 3 * count + len(self._biases))
+        self._details = Ring(self.capacity, 4 * count + len(self._biases))
         self._update = Ring(self.capacity, 2 * count)
         self._shared = [i for i in range(count) if self._sizes[i] <= _SHARED_COPY]
         self._single = [i for i in range(count) if self._sizes[i] > _SHARED_COPY]
@@ -129,8 +132,6 @@ class StepRecorder:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Puts the recorder between the gradients and the optimizer."""
-        if self._model.built:
-            self.prepare()
         with contextlib.ExitStack() as stack:
             if self._wrappers:
                 replace(stack, self._wrappers[0], "apply_reduced", self._look_before)
@@ -166,8 +167,7 @@ class StepRecorder:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
             self.prepare()
             self._record_loss()
-            self._layers.record(self._step, _is_due(self._step))
-            self._measure_updates()
+            self._measure()
             result = apply(grads, trainable_variables)
             self._step.assign_add(1)
             return result
@@ -231,24 +231,28 @@ class StepRecorder:
         gradients, columns = self._selected(gradients, variables)
         if not columns:
             return
-        largest = _gradients.largest_entries(gradients)
-        # Squares of what is below 1e-19 underflow; the norm of such a gradient is at
-        # least its largest entry.
-        norms = tf.maximum(_gradients.l2_norms(gradients), largest)
-        row = [self._in_columns(norms, columns), self._in_columns(largest, columns)]
-        self._seen.write(self._step, tf.concat(row, 0))
-        is_broken = ~tf.reduce_all(tf.math.is_finite(largest))
-        tf.cond(
-            _is_due(self._step) | is_broken,
-            lambda: self._record_details(gradients, columns),
-            lambda: tf.constant(0),
-        )
+        norms = _gradients.l2_norms(gradients)
+        is_measured = _is_due(self._step) | ~tf.reduce_all(tf.math.is_finite(norms))
+
+        def look_closer() -> tf.Tensor:
+            largest = _gradients.largest_entries(gradients)
+            tf.cond(
+                is_measured,
+                lambda: self._record_details(gradients, columns, largest),
+                lambda: tf.constant(0),
+            )
+            # Its squares underflow, but a norm is at least the largest entry.
+            return tf.maximum(norms, largest)
+
+        underflows = tf.reduce_any(norms < _UNDERFLOW)
+        norms = sometimes(is_measured | underflows, look_closer, lambda: norms)
+        self._seen.write(self._step, self._in_columns(norms, columns))
 
     def _record_details(
-        self, gradients: list[Gradient], columns: list[int]
+        self, gradients: list[Gradient], columns: list[int], largest: tf.Tensor
     ) -> tf.Tensor:
         sizes = [self._sizes[column] for column in columns]
-        statistics = _gradients.entry_statistics(gradients, sizes)
+        statistics = (largest, *_gradients.entry_statistics(gradients, sizes))
         row = [self._in_columns(values, columns) for values in statistics]
         if self._biases:
             row.append(self._silent_units(dict(zip(columns, gradients, strict=True))))
@@ -311,16 +315,25 @@ class StepRecorder:
             values, [place.get(i, len(columns)) for i in range(len(self._variables))]
         )
 
-    def _measure_updates(self) -> None:
-        """Copies the weights before an update to be measured, compares them after it.
+    def _measure(self) -> None:
+        """At the steps that are due, looks at the layers and at the weights.
 
-        With accumulation an update is made every so many steps.
+        The weights are copied before an update to be measured and compared after it;
+        with accumulation an update is made every so many steps.
         """
+        is_due = _is_due(self._step)
         phase = self._step % self._period
-        tf.cond(tf.equal(phase, 0), self._copy_weights, lambda: tf.constant(0))
-        tf.cond(
-            tf.equal(phase, self._span), self._compare_weights, lambda: tf.constant(0)
-        )
+        is_before, is_after = tf.equal(phase, 0), tf.equal(phase, self._span)
+        record_layers = self._layers.seen(self._step)
+
+        def measure() -> tf.Tensor:
+            nothing = lambda: tf.constant(0)  # noqa: E731
+            tf.cond(is_due, record_layers, nothing)
+            tf.cond(is_before, self._copy_weights, nothing)
+            tf.cond(is_after, self._compare_weights, nothing)
+            return tf.constant(0)
+
+        sometimes(is_due | is_before | is_after, measure, lambda: tf.constant(0))
 
     def _copy_weights(self) -> tf.Tensor:
         if self._shared:
@@ -376,17 +389,17 @@ class StepRecorder:
         # A ring that was overrun has lost its oldest rows; they read as unknown.
         lost = max(step - self._drained - self.capacity, 0)
         rows = np.arange(self._drained + lost, step) % self.capacity
-        norm, largest = np.split(self._seen.take(rows), 2, axis=1)
+        norm = self._seen.take(rows)
         clipped = norm
         if self._passed_on is not None:
             clipped = self._passed_on.take(rows)
             # Too small for its squares, and so for any clipping.
-            clipped = np.where((clipped == 0) & (norm < 1e-18), norm, clipped)
+            clipped = np.where((clipped == 0) & (norm < _UNDERFLOW), norm, clipped)
         count = norm.shape[1]
         details = self._details.take(rows)
-        mean, zeros, nonfinite = np.split(details[:, : 3 * count], 3, axis=1)
+        largest, mean, zeros, nonfinite = np.split(details[:, : 4 * count], 4, axis=1)
         silent = np.full_like(norm, np.nan)
-        silent[:, self._biases] = details[:, 3 * count :]
+        silent[:, self._biases] = details[:, 4 * count :]
         update, weight = np.split(self._update.take(rows), 2, axis=1)
         recorded = {
             "loss": self._loss.take(rows, across=np.mean),

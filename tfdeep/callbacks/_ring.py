@@ -57,3 +57,17 @@ def is_at_hand(tensor: Any) -> bool:
     if tf.executing_eagerly():
         return True
     return getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()
+
+
+def sometimes(
+    predicate: tf.Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]
+) -> Any:
+    """`tf.cond`, where `then` is rarely true: it costs little when it is not.
+
+    TensorFlow inlines a branch, and then visits each of its operations at every step,
+    if only to find that it is not run.
+    """
+    if not tf.executing_eagerly():
+        as_one = {"_noinline": True}
+        then = tf.function(then, autograph=False, experimental_attributes=as_one)
+    return tf.cond(predicate, then, otherwise)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdeep._core._layer_calls import replace
 from tfdeep.callbacks._recorder import StepRecorder
 
 
 class WatchedTrainFunction:
     """Stands in for `model.train_function` while recorders watch.
 
-    `fit` calls `model.train_function` for each execution of the train step, and
-    TensorFlow traces the step in the first call. While a call runs, the recorders
-    stand between the gradients and the optimizer; between calls, nothing of the model
-    but this attribute is changed.
+    It calls a train function made of the model's own train step, around which the
+    recorders stand between the gradients and the optimizer. They do so while the
+    Python code of the step runs: once, when TensorFlow traces it, or at every step if
+    it runs eagerly. Otherwise nothing of the model but this attribute is changed.
 
     A fit that fails leaves it behind. The next call that no callback announced
     therefore gives the model its own train function back.
@@ -31,8 +35,14 @@ class WatchedTrainFunction:
         self._model = model
         self._recorders: list[StepRecorder] = []
         self._was_called = False
+        self._lock = threading.RLock()
+        self._inside = 0
+        self._looking = contextlib.ExitStack()
         self._own: Any = self.own_of(model)
-        model.make_train_function(force=True)  # a step that is not traced yet
+        with contextlib.ExitStack() as stack:
+            # Keras keeps the train step that it finds when it makes the function.
+            replace(stack, model, "train_step", self._seen)
+            model.make_train_function(force=True)
         self._recorded = model.train_function
         model.train_function = self
 
@@ -63,23 +73,56 @@ class WatchedTrainFunction:
             self._model.train_function = self._own
 
     def __call__(self, iterator: Any) -> Any:
-        self._was_called = True
         if not self.is_expected:
+            self._was_called = True
             self._restore()
             return self._model.train_function(iterator)
         self.is_expected = False
-        if not self._model.built:
-            _build(self._model, iterator)
+        if not self._was_called:
+            self._was_called = True
+            self._prepare(iterator)
         try:
-            with contextlib.ExitStack() as stack:
-                for recorder in self._recorders:
-                    stack.enter_context(recorder.watching())
-                return self._recorded(iterator)
+            return self._recorded(iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise  # the data ended, as Keras expects
         except BaseException:
             self._restore()
             raise
+
+    def _prepare(self, iterator: Any) -> None:
+        if not self._model.built:
+            _build(self._model, iterator)
+        if self._model.built:
+            for recorder in self._recorders:
+                recorder.prepare()
+
+    def _seen(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(train_step)
+        @tf.autograph.experimental.do_not_convert
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            with self._watching():
+                return train_step(*args, **kwargs)
+
+        return seen
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Looks on from the first replica's entry to the last one's exit.
+
+        The replicas of a strategy run the step in threads, by turns.
+        """
+        with self._lock:
+            if self._inside == 0:
+                for recorder in self._recorders:
+                    self._looking.enter_context(recorder.watching())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._looking.close()
 
 
 def _build(model: Any, iterator: Any) -> None:

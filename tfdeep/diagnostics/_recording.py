@@ -9,7 +9,7 @@ import numpy as np
 from tfdeep._core._architecture import LayerInfo
 
 # One number a step; everything else is measured at the first steps and every tenth.
-_EACH_STEP = ("loss", "norm", "clipped_norm", "largest_entry")
+_EACH_STEP = ("loss", "norm", "clipped_norm")
 
 _MEMORY = 4_000_000  # bytes for each of the two tables
 
@@ -35,6 +35,7 @@ class Recording:
         self.variables = tuple(variables)
         self.layers = tuple(layers)
         self.total_steps = 0
+        self._columns = {path: i for i, path in enumerate(self.variables)}
         self._each = _Table(memory)
         self._due = _Table(memory)
 
@@ -95,7 +96,7 @@ class Recording:
 
     def column(self, variable: str | None) -> int | None:
         """The column of a variable; None if it was not recorded."""
-        return self.variables.index(variable) if variable in self.variables else None
+        return None if variable is None else self._columns.get(variable)
 
 
 class _Table:

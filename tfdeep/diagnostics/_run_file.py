@@ -44,7 +44,7 @@ DENSE_STEPS, DENSE_MEASURED = 512, 128
 _FEWEST_DENSE, _MANY_WEIGHTS = 64, 50
 
 # What says nothing about whether a step was measured in detail.
-_EACH_STEP = frozenset(("loss", "norm", "clipped_norm", "largest_entry", "is_frozen"))
+_EACH_STEP = frozenset(("loss", "norm", "clipped_norm", "is_frozen"))
 
 
 def is_written(index: int, dense: int = DENSE_STEPS) -> bool:

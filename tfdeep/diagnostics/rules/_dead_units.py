@@ -81,9 +81,11 @@ class DeadUnits(Rule):
             if not np.isnan(dead).all():
                 return np.asarray(dead[~np.isnan(dead)])[-len(dead) :]
         column = recording.column(layer.bias)
-        if column is None or not _is_its_own(recording, layer):
+        if column is None:
             return None
-        return np.asarray(recording["silent_fraction"][:, column])
+        silent = np.asarray(recording["silent_fraction"][:, column])
+        is_dead = (silent[-1:] >= self._limit(layer)).any()
+        return silent if is_dead and _is_its_own(recording, layer) else None
 
 
 def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:

@@ -28,26 +28,29 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
 
 def horizon(recording: Recording) -> int:
     """The number of steps until nothing was finite any more; else of all steps."""
-    finite = np.isfinite(recording["norm"]).any(axis=1)
-    if not finite.any() or np.isnan(recording["norm"][-1]).all():
-        return recording.total_steps  # a step that loss scaling skipped
-    if finite[-1]:
+    norm = recording["norm"]
+    last = norm[-1]
+    # A step that loss scaling skipped has no norms at all.
+    if np.isfinite(last).any() or np.isnan(last).all():
         return recording.total_steps
-    return int(recording.steps[np.flatnonzero(finite)[-1]]) + 1
+    finite = np.flatnonzero(np.isfinite(norm).any(axis=1))
+    return (
+        int(recording.steps[finite[-1]]) + 1 if len(finite) else recording.total_steps
+    )
 
 
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
-    end = horizon(recording)
-    kept = recording.steps
-    return np.flatnonzero((kept >= end - steps) & (kept < end))
+    return _places(recording.steps, horizon(recording), steps)
 
 
 def measured_lately(recording: Recording, steps: int) -> np.ndarray:
     """The same among the rows that were measured in detail."""
-    end = horizon(recording)
-    kept = recording.measured_steps
-    return np.flatnonzero((kept >= end - steps) & (kept < end))
+    return _places(recording.measured_steps, horizon(recording), steps)
+
+
+def _places(kept: np.ndarray, end: int, steps: int) -> np.ndarray:
+    return np.arange(*np.searchsorted(kept, [end - steps, end]))
 
 
 def since(recording: Recording, steps: int = 10) -> int:
@@ -114,6 +117,8 @@ def layer_above(recording: Recording, layer: LayerInfo) -> LayerInfo | None:
 def median(values: Any, axis: int | None = None) -> Any:
     """The median of what is finite; NaN where nothing is."""
     values = np.asarray(values, np.float64)
+    if values.size and np.isfinite(values).all():  # many times faster
+        return np.median(values, axis=axis)
     values = np.where(np.isfinite(values), values, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
