@@ -5,12 +5,12 @@
 
 One model of each network is trained over and over, so that every way of training has
 the same weights at the same places in memory. A round takes the ways in a random order,
-and each is paired with a plain `fit` right beside it, now before and now after: `again`,
-which is plain too (what it differs from 1 is the noise of the measurement); with the
-monitor; with the monitor and `activations=True`; and with the usual recipe for gradient
-logging, a callback that runs a second `tf.GradientTape` on the batch after each step. The
-first epoch of each fit, in which TensorFlow traces the step, is not counted; the printed
-ratio is the median over the pairs.
+and each is paired with a plain `fit` right beside it, now before and now after:
+`again`, which is plain too (what it differs from 1 is the noise of the measurement);
+with the monitor; with the monitor and `activations=True`; and with the usual recipe for
+gradient logging, a callback that runs a second `tf.GradientTape` on the batch after
+each step. The first epoch of each fit, in which TensorFlow traces the step, is not
+counted; the printed ratio is the median over the pairs.
 """
 
 from __future__ import annotations
