@@ -18,6 +18,8 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
+collect_ignore_glob = ["tests/goldens/*"]  # programs for other environments
+
 
 def pytest_addoption(parser):
     parser.addoption(

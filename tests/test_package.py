@@ -80,11 +80,13 @@ def test_user_files_are_data(path):
     allowed = {
         ("optimizers/_wrapper.py", "deserialize_keras_object"),  # Keras' own contract
         ("_demo/_data.py", "load"),  # np.load of the package's own digits
-        ("diagnostics/_run_file.py", "loads"),  # json.loads of one line
+        ("cli.py", "load_model"),  # a model of the user's own, by its name
     }
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if getattr(getattr(node.func, "value", None), "id", "") == "json":
+                continue  # which makes nothing but numbers, text, lists and dicts
             where = (path.relative_to(PACKAGE).as_posix(), name)
             assert name not in banned or where in allowed, (
                 f"{where}, line {node.lineno}"
@@ -116,6 +118,7 @@ def test_private_attributes_of_keras_are_read_in_one_module(path):
         "cls",
         "current",
         "own",
+        "os",
         "_gradients",
         "_keras_internals",
         "_paths",

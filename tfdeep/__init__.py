@@ -26,6 +26,7 @@ from tfdeep import (
     transfer,
 )
 from tfdeep.checkpoints._restore import restore
+from tfdeep.checkpoints._save import save_subset
 from tfdeep.diagnostics._diagnose import diagnose
 from tfdeep.transfer._cache import cache_frozen
 from tfdeep.transfer._freeze import freeze, unfreeze
@@ -42,6 +43,7 @@ __all__ = [
     "models",
     "optimizers",
     "restore",
+    "save_subset",
     "transfer",
     "unfreeze",
 ]

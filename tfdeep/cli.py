@@ -1,4 +1,8 @@
-"""The command `tfdeep`."""
+"""The command `tfdeep`.
+
+Exit codes: 0, done; 1, the answer is no (what was to be restored does not fit, what was
+compared differs); 2, it could not be done.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+DONE, NO, FAILED = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tfdeep", description="Train deep Keras networks and reuse their layers."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_demo, _add_inspect, _add_restore, _add_compare, _add_report):
+        add(commands)
+    options = parser.parse_args(arguments)
+    # TensorFlow's start-up messages would bury the tables.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tfdeep.errors import MismatchError, TfdeepError
+
+    try:
+        return int(options.run(options))
+    except (TfdeepError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return NO if isinstance(error, MismatchError) else FAILED
+
+
+# tfdeep demo
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="restore, freeze, cache and fine-tune on real images",
@@ -41,6 +66,209 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=pathlib.Path("tfdeep_demo"),
         help="directory for weights, logs and the figure (default: tfdeep_demo)",
     )
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from tfdeep._demo._run import run_demo
+
+    run_demo(
+        dataset=options.dataset,
+        seed=options.seed,
+        num_seeds=2 if options.quick else 5,
+        epochs=8 if options.quick else 20,
+        output=options.output,
+        say=lambda thing: print(thing, flush=True),
+    )
+    return DONE
+
+
+# tfdeep inspect
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="list what a file of weights holds",
+        description="Lists the tensors of a file of weights of any format. No values "
+        "are read and no code in the file is run.",
+    )
+    _add_file(inspect)
+    _add_patterns(inspect, "the file's names")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from tfdeep.checkpoints._inspect import inspect
+
+    report = inspect(
+        options.file, options.include, options.exclude, options.allow_remote
+    )
+    print(report.to_json() if options.json else report)
+    return DONE
+
+
+# tfdeep restore, tfdeep compare
+
+
+def _add_restore(commands: Any) -> None:
+    restore = commands.add_parser(
+        "restore",
+        help="fill a model's variables from a file of weights",
+        description="Fills chosen variables of MODEL from FILE and writes the result. "
+        "MODEL is loaded by Keras and so must be your own.",
+    )
+    _add_model(restore)
+    _add_file(restore)
+    _add_patterns(restore, "the model's paths")
+    _add_matching(restore)
+    restore.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where to write: a `.keras` file, or a `.weights.h5`",
+    )
+    restore.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave alone what FILE lacks, and report it",
+    )
+    restore.add_argument(
+        "--skip-mismatch",
+        action="store_true",
+        help="leave alone what does not fit, and report it",
+    )
+    restore.add_argument(
+        "--plan", metavar="FILE", help="a plan that `--dry-run --json` printed"
+    )
+    restore.add_argument(
+        "--dry-run", action="store_true", help="say what would go where; write nothing"
+    )
+    restore.add_argument("--json", action="store_true", help="print JSON")
+    restore.set_defaults(run=_restore)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    import tfdeep
+    from tfdeep._core._explain import explain
+    from tfdeep.errors import InvalidArgumentError
+
+    if not options.dry_run and options.output is None:
+        raise InvalidArgumentError(
+            explain(
+                "`tfdeep restore` has nowhere to write.",
+                received="neither --output nor --dry-run",
+                expected="one of them",
+                fix="--output restored.keras; nothing was changed",
+            )
+        )
+    model = _model(options.model)
+    plan = options.plan and pathlib.Path(options.plan).read_text(encoding="utf-8")
+    report = tfdeep.restore(
+        model,
+        options.file,
+        on_missing="skip" if options.skip_missing else "error",
+        on_mismatch="skip" if options.skip_mismatch else "error",
+        plan=plan,
+        dry_run=options.dry_run,
+        **_matching(options),
+    )
+    print(report.to_json() if options.json else report)
+    if options.dry_run:
+        return NO if report.missing or report.mismatched else DONE
+    if options.output.endswith(".weights.h5"):
+        model.save_weights(options.output)
+    else:
+        model.save(options.output)
+    return DONE
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="say which variables of a model equal those in a file",
+        description="Compares the variables of MODEL with FILE to the last bit. The "
+        "exit code is 0 if all are equal. MODEL is loaded by Keras and so must be your "
+        "own.",
+    )
+    _add_model(compare)
+    _add_file(compare)
+    _add_patterns(compare, "the model's paths")
+    _add_matching(compare)
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    import tfdeep
+
+    model = _model(options.model)
+    report = tfdeep.checkpoints.compare(model, options.file, **_matching(options))
+    print(report.to_json() if options.json else report)
+    return DONE if report.is_equal else NO
+
+
+def _model(path: str) -> Any:
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except ValueError as error:
+        raise OSError(f"Keras cannot load {path!r}: {error}") from error
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras", help="a model of your own")
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help="a file, prefix or directory of weights"
+    )
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="FILE may be a URL, such as gs://bucket/file; it is copied",
+    )
+
+
+def _add_patterns(parser: argparse.ArgumentParser, what: str) -> None:
+    for name, verb in (("--include", "to take"), ("--exclude", "to leave out")):
+        parser.add_argument(
+            name,
+            metavar="REGEX",
+            action="append",
+            help=f"{verb}: matches whole components of {what}; may be repeated",
+        )
+
+
+def _add_matching(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rename",
+        metavar="OLD=NEW",
+        action="append",
+        help="OLD is a regular expression over names in FILE; may be repeated",
+    )
+    parser.add_argument("--layout", choices=["torch"], help="FILE is PyTorch's")
+    parser.add_argument("--cast", action="store_true", help="convert dtypes")
+
+
+def _matching(options: argparse.Namespace) -> dict[str, Any]:
+    rename = dict(rule.partition("=")[::2] for rule in options.rename or ())
+    return {
+        "include": options.include,
+        "exclude": options.exclude,
+        "rename": rename or None,
+        "layout": options.layout,
+        "cast": options.cast,
+        "allow_remote": options.allow_remote,
+    }
+
+
+# tfdeep report
+
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="write a monitored run as a page of HTML",
@@ -56,39 +284,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=pathlib.Path,
         help="the page (default: LOGDIR/report.html)",
     )
-    options = parser.parse_args(arguments)
-    return _report(options) if options.command == "report" else _demo(options)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    # TensorFlow's start-up messages would bury the tables.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tfdeep._demo._run import run_demo
-    from tfdeep.errors import TfdeepError
-
-    try:
-        run_demo(
-            dataset=options.dataset,
-            seed=options.seed,
-            num_seeds=2 if options.quick else 5,
-            epochs=8 if options.quick else 20,
-            output=options.output,
-            say=lambda thing: print(thing, flush=True),
-        )
-    except TfdeepError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    report.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> int:
     from tfdeep.diagnostics._html_report import write_html_report
-    from tfdeep.errors import TfdeepError
 
-    try:
-        path = write_html_report(options.log_dir, options.output)
-    except (TfdeepError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(path)
-    return 0
+    print(write_html_report(options.log_dir, options.output))
+    return DONE

@@ -9,6 +9,7 @@
     │   ├── UnknownFormatError (ValueError)   no reader knows this file
     │   ├── CorruptFileError                  the file is damaged or cut short
     │   ├── UnsafeFileError                   the file reaches outside itself
+    │   ├── LimitError                        the file declares too much
     │   └── MismatchError      (ValueError)   file and model do not fit together
     ├── NonFiniteGradientError (ArithmeticError)  too many steps in a row skipped
     ├── SickLayerError                        a monitor found one and was to raise
@@ -31,6 +32,7 @@ __all__ = [
     "CorruptFileError",
     "DataError",
     "InvalidArgumentError",
+    "LimitError",
     "MismatchError",
     "MissingDependencyError",
     "ModelError",
@@ -78,6 +80,10 @@ class CorruptFileError(CheckpointError):
 
 class UnsafeFileError(CheckpointError):
     """The file asks the reader to look outside the file."""
+
+
+class LimitError(CheckpointError):
+    """The file declares more than `tfdeep.checkpoints.Limits` allow to be read."""
 
 
 class MismatchError(CheckpointError, ValueError):

@@ -3,7 +3,11 @@
 import pathlib
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+import tfdeep
+from tfdeep._core._paths import model_variables
 
 
 def weights_h5(model, directory):
@@ -58,6 +62,10 @@ def _save_in_tf1(model, path, scope="", **saver_arguments):
         for layer in model.layers
         for weight in layer.weights
     }
+    return _save_values_in_tf1(values, path, **saver_arguments)
+
+
+def _save_values_in_tf1(values, path, **saver_arguments):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         variables = [
             tf.compat.v1.get_variable(name, initializer=value)
@@ -69,6 +77,65 @@ def _save_in_tf1(model, path, scope="", **saver_arguments):
     return str(path)
 
 
+def safetensors(model, directory):
+    path = pathlib.Path(directory) / "net.safetensors"
+    tfdeep.save_subset(model, path)
+    return path
+
+
+def safetensors_by_its_owner(model, directory):
+    """What the package `safetensors` writes, with the model's paths as names."""
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(directory) / "owner.safetensors"
+    save_file({v.path: v.variable.numpy() for v in model_variables(model)}, str(path))
+    return path
+
+
+def npz(model, directory):
+    path = pathlib.Path(directory) / "net.npz"
+    np.savez(path, **{v.path: v.variable.numpy() for v in model_variables(model)})
+    return path
+
+
+def compressed_npz(model, directory):
+    path = pathlib.Path(directory) / "small.npz"
+    arrays = {v.path: v.variable.numpy() for v in model_variables(model)}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def subset_weights_h5(model, directory):
+    path = pathlib.Path(directory) / "subset.weights.h5"
+    tfdeep.save_subset(model, path)
+    return path
+
+
+def subset_npz(model, directory):
+    path = pathlib.Path(directory) / "subset.npz"
+    tfdeep.save_subset(model, path)
+    return path
+
+
+def subset_checkpoint(model, directory):
+    path = pathlib.Path(directory) / "subset.ckpt"
+    tfdeep.save_subset(model, path)
+    return path
+
+
+def sharded_weights(model, directory):
+    path = pathlib.Path(directory) / "net.weights.json"
+    model.save_weights(path, max_shard_size=1e-5)
+    return path
+
+
+def tf1_saver_of_paths(model, directory):
+    """A TF1 `Saver`, for models of layers within layers."""
+    path = pathlib.Path(directory) / "paths.ckpt"
+    values = {v.path: v.variable.numpy() for v in model_variables(model)}
+    return _save_values_in_tf1(values, path)
+
+
 WRITERS = {
     "weights_h5": weights_h5,
     "keras": keras_archive,
@@ -76,6 +143,23 @@ WRITERS = {
     "managed_checkpoint": managed_checkpoint,
     "saved_model": saved_model,
     "tf1_saver": tf1_saver,
+    "safetensors": safetensors,
+    "npz": npz,
+}
+
+# Those that keep the names of layers within layers.
+NAMED_WRITERS = {
+    "weights_h5": weights_h5,
+    "sharded_weights": sharded_weights,
+    "keras": keras_archive,
+    "tf1_saver": tf1_saver_of_paths,
+    "safetensors": safetensors,
+    "safetensors_by_its_owner": safetensors_by_its_owner,
+    "npz": npz,
+    "compressed_npz": compressed_npz,
+    "subset_weights_h5": subset_weights_h5,
+    "subset_npz": subset_npz,
+    "subset_checkpoint": subset_checkpoint,
 }
 
 

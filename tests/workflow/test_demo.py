@@ -93,7 +93,7 @@ def test_a_download_that_fails_is_explained(monkeypatch, capsys, tmp_path):
         raise Exception("URL fetch failure on https://example.org")
 
     monkeypatch.setattr("keras.datasets.mnist.load_data", fails)
-    assert cli.main(["demo", "--dataset", "mnist", "--output", str(tmp_path)]) == 1
+    assert cli.main(["demo", "--dataset", "mnist", "--output", str(tmp_path)]) == 2
     assert "URL fetch failure" in capsys.readouterr().err
 
 

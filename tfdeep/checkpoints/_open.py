@@ -6,30 +6,63 @@ import builtins
 import os
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._keras_files import KerasArchiveReader, KerasWeightsReader
+from tfdeep.checkpoints._keras_files import (
+    KerasArchiveReader,
+    ShardedKerasReader,
+    open_hdf5,
+)
+from tfdeep.checkpoints._limits import Limits
+from tfdeep.checkpoints._npz import NpzReader
 from tfdeep.checkpoints._reader import Reader, corrupt
+from tfdeep.checkpoints._remote import RemoteReader, is_remote
+from tfdeep.checkpoints._safetensors import SafetensorsReader, ShardedSafetensorsReader
 from tfdeep.checkpoints._tf_checkpoint import TFCheckpointReader, checkpoint_prefix
+from tfdeep.checkpoints._torch import (
+    TorchReader,
+    is_legacy_torch,
+    legacy_torch_error,
+)
+from tfdeep.checkpoints._zip import member_names
 from tfdeep.errors import UnknownFormatError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK"
 _KINDS = {
-    ".weights.h5": KerasWeightsReader.format,
     ".h5": "HDF5 file",
     ".keras": KerasArchiveReader.format,
+    ".npz": NpzReader.format,
+    ".safetensors": SafetensorsReader.format,
+    ".pt": TorchReader.format,
+    ".pth": TorchReader.format,
 }
+_MEMBERS = 64  # to look at, to tell what an archive is
 
 
-def open(source: str | os.PathLike[str]) -> Reader:
+def open(
+    source: str | os.PathLike[str],
+    limits: Limits | None = None,
+    allow_remote: bool = False,
+) -> Reader:
     """Opens a file of weights for reading, whatever its format.
 
     No code from the file is run. Close the reader after use, or use it in a `with`
     statement.
 
+    | | formats |
+    |---|---|
+    | Keras 3 | `.weights.h5`, `.weights.json` with its shards, `.keras` |
+    | Keras 1 and 2 | `.h5`, of weights or of a model |
+    | TensorFlow | the prefix of a checkpoint (TF1 `Saver` of both versions, \
+object-based), a directory that holds one, a SavedModel directory |
+    | PyTorch | `.pt`, `.pth`, `.bin` that `torch.save` wrote since 1.6 |
+    | others | `.safetensors`, its `.safetensors.index.json` with shards, `.npz` |
+
     Args:
-        source: A Keras 3 `.weights.h5` or `.keras` file, the prefix of a TensorFlow
-            checkpoint (TF1 `Saver` or object-based), a directory that holds one, or a
-            SavedModel directory.
+        source: A path.
+        limits: The most that the file may declare; see `tfdeep.checkpoints.Limits`.
+        allow_remote: Whether `source` may be a URL that `tf.io.gfile` reads, such as
+            `gs://bucket/net.weights.h5`. It is copied to a temporary directory, which
+            is removed when the reader is closed.
 
     Returns:
         A reader with `variables`, `read(name)` and `integrity`.
@@ -37,7 +70,8 @@ def open(source: str | os.PathLike[str]) -> Reader:
     Raises:
         UnknownFormatError: If it is none of these.
         CorruptFileError: If it is damaged or cut short.
-        UnsafeFileError: If it points outside itself.
+        UnsafeFileError: If it points outside itself, or would run code.
+        LimitError: If it declares more than `limits`.
 
     Example:
 
@@ -48,34 +82,64 @@ def open(source: str | os.PathLike[str]) -> Reader:
     [('hidden1/0', (4, 3)), ('hidden1/1', (3,))]
     """
     path = os.fspath(source)
+    if is_remote(path):
+        return RemoteReader(path, allow_remote, lambda copy: open(copy, limits))
     prefix = checkpoint_prefix(path)
     if prefix is not None:
-        return TFCheckpointReader(path, prefix)
+        return TFCheckpointReader(path, prefix, limits)
     if os.path.isfile(path):
-        with builtins.open(path, "rb") as file:
-            start = file.read(8)
-        if start == _HDF5:
-            return KerasWeightsReader(path)
-        if start.startswith(_ZIP):
-            return KerasArchiveReader(path)
-        for suffix, kind in _KINDS.items():
-            if path.endswith(suffix):
-                raise corrupt(path, kind, "it does not begin like one")
-    raise UnknownFormatError(
+        return _open_file(path, limits)
+    raise _unknown(path, "a directory without a checkpoint")
+
+
+def _open_file(path: str, limits: Limits | None) -> Reader:
+    with builtins.open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(_HDF5):
+        return open_hdf5(path, limits)
+    if start.startswith(_ZIP):
+        return _open_archive(path, limits)
+    if is_legacy_torch(start):
+        raise legacy_torch_error(path)
+    if path.endswith(".weights.json"):
+        return ShardedKerasReader(path, limits)
+    if path.endswith(".safetensors.index.json"):
+        return ShardedSafetensorsReader(path, limits)
+    if path.endswith(".safetensors") and start[8:9] == b"{":
+        return SafetensorsReader(path, limits)
+    for suffix, kind in _KINDS.items():
+        if path.endswith(suffix):
+            raise corrupt(path, kind, "it does not begin like one")
+    if start[8:9] == b"{":
+        return SafetensorsReader(path, limits)
+    raise _unknown(path, "an unknown kind of file")
+
+
+def _open_archive(path: str, limits: Limits | None) -> Reader:
+    """What is in an archive says what it is; its name decides where that fails."""
+    names = member_names(path, _MEMBERS)
+    if any(name.endswith("data.pkl") for name in names):
+        return TorchReader(path, limits)
+    if names and all(name.endswith(".npy") for name in names):
+        return NpzReader(path, limits)
+    if path.endswith(".npz"):
+        return NpzReader(path, limits)
+    if path.endswith((".pt", ".pth", ".bin")):
+        return TorchReader(path, limits)
+    return KerasArchiveReader(path, limits)
+
+
+def _unknown(path: str, what: str) -> UnknownFormatError:
+    if not os.path.exists(path):
+        what = "there is no such file"
+    return UnknownFormatError(
         explain(
             "This is no file of weights that tfdeep reads.",
-            received=f"{path!r}: {_what_is(path)}",
-            expected="a Keras 3 `.weights.h5` or `.keras` file, the prefix of a "
-            "TensorFlow checkpoint, or a directory that holds one",
+            received=f"{path!r}: {what}",
+            expected="a Keras `.weights.h5`, `.keras` or `.h5` file, a TensorFlow "
+            "checkpoint's prefix or directory, a PyTorch `.pt`, a `.safetensors` or "
+            "`.npz` file",
             fix="check the path; a checkpoint `model.ckpt-10.index` is passed as "
             "'model.ckpt-10'; nothing was changed",
         )
-    )
-
-
-def _what_is(path: str) -> str:
-    if os.path.isdir(path):
-        return "a directory without a checkpoint"
-    return (
-        "an unknown kind of file" if os.path.isfile(path) else "there is no such file"
     )

@@ -1,4 +1,4 @@
-"""Decides which tensor of a file goes into which variable of a model.
+"""Decides which tensors of a file go into which variable of a model.
 
 Pure: it sees names, shapes and dtypes, never values, never the model.
 """
@@ -8,13 +8,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
+from tfdeep.checkpoints._limits import dtype_of, is_floating
 from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._torch_layout import Recipe
 from tfdeep.errors import InvalidArgumentError, SelectionError
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
+Transform = Mapping[str, Callable[[np.ndarray], Any]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Target:
         dtype: Its dtype.
         layer_class: The class of its layer, `MultiHeadAttention`.
         layer_variables: How many variables its layer saves, or None if unknown.
+        recipes: What else it may be made of, in a file of another framework.
+        transform: What to do to its values, as the caller asked.
     """
 
     path: str
@@ -36,34 +44,44 @@ class Target:
     dtype: str
     layer_class: str
     layer_variables: int | None
+    recipes: tuple[Recipe, ...] = ()
+    transform: Callable[[np.ndarray], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A variable and the tensor that fits it.
+    """A variable and what fills it.
 
     Attributes:
         path: The variable's path in the model.
-        source: The tensor's name in the file.
-        location: Where the file keeps it.
-        shape: Their shape.
-        dtype: Their dtype.
+        sources: The names of its tensors in the file; nearly always one.
+        renamed: What `rename` made of the first of them, or None.
+        shape: The variable's shape.
+        dtype: The variable's dtype.
+        note: What is done to the values on their way: "transposed", "cast from
+            float64"; empty if nothing is.
     """
 
     path: str
-    source: str
-    location: str
+    sources: tuple[str, ...]
+    renamed: str | None
     shape: tuple[int, ...]
     dtype: str
+    note: str
+
+    @property
+    def source(self) -> str:
+        """The names of its tensors as one text."""
+        return " + ".join(self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """A variable and the tensor of its name that does not fit it.
+    """A variable and what would fill it by name, but does not fit.
 
     Attributes:
         path: The variable's path in the model.
-        source: The tensor's name in the file.
+        source: The names of its tensors in the file.
         reason: What differs, in words.
     """
 
@@ -81,16 +99,47 @@ class RestorePlan:
         missing: Paths of variables that the file has no tensor for.
         mismatched: The pairs of one name that do not fit.
         unused: Names of tensors that no variable wants.
+        converters: By path, what turns the tensors of a match into the values of its
+            variable.
     """
 
     matched: tuple[Match, ...]
     missing: tuple[str, ...]
     mismatched: tuple[Mismatch, ...]
     unused: tuple[str, ...]
+    converters: Mapping[str, Converter]
+
+
+@dataclasses.dataclass(frozen=True)
+class Converter:
+    """Turns the tensors of a file into the values of a variable.
+
+    Attributes:
+        recipe: The layout to come from, if it is not that of the variable.
+        transform: What the caller asked for.
+        cast: The dtype to convert to, if it is not that of the file.
+    """
+
+    recipe: Recipe | None = None
+    transform: Callable[[np.ndarray], Any] | None = None
+    cast: np.dtype | None = None
+
+    def __call__(self, *tensors: np.ndarray) -> np.ndarray:
+        values = self.recipe.convert(*tensors) if self.recipe else tensors[0]
+        if self.transform is not None:
+            values = np.asarray(self.transform(values))
+        if self.cast is not None:
+            with np.errstate(over="ignore"):
+                values = values.astype(self.cast)
+        return np.asarray(values)
 
 
 def make_plan(
-    targets: Sequence[Target], tensors: Sequence[TensorInfo], rename: Rename = None
+    targets: Sequence[Target],
+    tensors: Sequence[TensorInfo],
+    rename: Rename = None,
+    separator: str = "/",
+    cast: bool = False,
 ) -> RestorePlan:
     """Matches variables and tensors by name, and checks that each pair fits.
 
@@ -103,40 +152,87 @@ def make_plan(
         tensors: What the file holds.
         rename: Regular expressions and what to put in place of the leading
             components of the file's names that they match, or a function of a name.
+        separator: What the file's names have between components: "." in PyTorch.
+        cast: Whether values may be converted to the variable's dtype.
 
     Raises:
         InvalidArgumentError: If two tensors would get one name, or more than one
             prefix fits.
         SelectionError: If a pattern of `rename` matches no name.
     """
-    by_name = _by_name(tensors, rename)
+    by_name = _by_name(tensors, rename, separator)
     prefix = _common_prefix(targets, by_name)
     matched, missing, mismatched = [], [], []
-    used = set()
+    converters = {}
+    used: set[str] = set()
     for target in targets:
-        names = [prefix + name for name in target.names]
-        name = next((name for name in names if name in by_name), None)
-        if name is None:
+        found = _find(target, by_name, prefix)
+        if found is None:
             missing.append(target.path)
             continue
-        tensor = by_name[name]
-        used.add(tensor.name)
-        reason = _why_not(target, tensor)
+        names, recipe = found
+        sources = [by_name[name] for name in names]
+        used.update(tensor.name for tensor in sources)
+        converter, notes = _converter(target, sources, recipe, cast)
+        reason = _why_not(target, sources, converter)
         if reason is not None:
-            mismatched.append(Mismatch(target.path, tensor.name, reason))
+            source = " + ".join(tensor.name for tensor in sources)
+            mismatched.append(Mismatch(target.path, source, reason))
             continue
+        converters[target.path] = converter
+        plain = sources[0].name.replace(separator, "/")
         matched.append(
-            Match(target.path, tensor.name, tensor.location, tensor.shape, tensor.dtype)
+            Match(
+                target.path,
+                tuple(tensor.name for tensor in sources),
+                names[0] if names[0] != plain else None,
+                target.shape,
+                target.dtype,
+                ", ".join(notes),
+            )
         )
     unused = tuple(tensor.name for tensor in tensors if tensor.name not in used)
-    return RestorePlan(tuple(matched), tuple(missing), tuple(mismatched), unused)
+    return RestorePlan(
+        tuple(matched), tuple(missing), tuple(mismatched), unused, converters
+    )
 
 
-def _by_name(tensors: Sequence[TensorInfo], rename: Rename) -> dict[str, TensorInfo]:
-    new_name = _renamer([tensor.name for tensor in tensors], rename)
+def _find(
+    target: Target, by_name: Mapping[str, TensorInfo], prefix: str
+) -> tuple[list[str], Recipe | None] | None:
+    """The names of what fills a variable, and how, if the file has all of it."""
+    for recipe in target.recipes:
+        names = [prefix + name for name in recipe.sources]
+        if all(name in by_name for name in names):
+            return names, recipe
+    for name in target.names:
+        if prefix + name in by_name:
+            return [prefix + name], None
+    return None
+
+
+def _converter(
+    target: Target, sources: Sequence[TensorInfo], recipe: Recipe | None, cast: bool
+) -> tuple[Converter, list[str]]:
+    notes = [recipe.note] if recipe is not None and recipe.note else []
+    if target.transform is not None:
+        notes.append("transformed")
+    dtypes = {tensor.dtype for tensor in sources}
+    to = None
+    if cast and dtypes != {target.dtype}:
+        to = dtype_of("", target.path, target.dtype)
+        notes.append(f"cast from {', '.join(sorted(dtypes))}")
+    return Converter(recipe, target.transform, to), notes
+
+
+def _by_name(
+    tensors: Sequence[TensorInfo], rename: Rename, separator: str
+) -> dict[str, TensorInfo]:
+    plain = [tensor.name.replace(separator, "/") for tensor in tensors]
+    new_name = _renamer(plain, rename)
     by_name: dict[str, TensorInfo] = {}
-    for tensor in tensors:
-        name = new_name(tensor.name)
+    for tensor, plain_name in zip(tensors, plain, strict=True):
+        name = new_name(plain_name)
         if name in by_name:
             raise InvalidArgumentError(
                 explain(
@@ -183,7 +279,11 @@ def _renamer(names: Sequence[str], rename: Rename) -> Callable[[str], str]:
 
 def _common_prefix(targets: Sequence[Target], by_name: Mapping[str, TensorInfo]) -> str:
     """What the file's names have in front of the model's: "" or "scope/"."""
-    wanted = {name: target.path for target in targets for name in target.names}
+    wanted = {
+        name: target.path
+        for target in targets
+        for name in (*target.names, *(n for r in target.recipes for n in r.sources))
+    }
     found: dict[str, set[str]] = collections.defaultdict(set)
     for name in by_name:
         start = 0
@@ -211,8 +311,11 @@ def _common_prefix(targets: Sequence[Target], by_name: Mapping[str, TensorInfo])
     return best[0]
 
 
-def _why_not(target: Target, tensor: TensorInfo) -> str | None:
-    """What keeps a tensor from going into a variable of its name, or None."""
+def _why_not(
+    target: Target, sources: Sequence[TensorInfo], converter: Converter
+) -> str | None:
+    """What keeps tensors from going into a variable of their name, or None."""
+    tensor = sources[0]
     if not _may_be(tensor.layer_class, target.layer_class):
         # Tensors that are only numbered mean something else in another class.
         return (
@@ -227,11 +330,45 @@ def _why_not(target: Target, tensor: TensorInfo) -> str | None:
             f"the file's layer has {tensor.layer_variables} variables, "
             f"the model's has {target.layer_variables}"
         )
-    if tensor.shape != target.shape:
-        return f"shape {tensor.shape} in the file, {target.shape} in the model"
-    if tensor.dtype != target.dtype:
-        return f"dtype {tensor.dtype} in the file, {target.dtype} in the model"
-    return None
+    shapes = ", ".join(str(tensor.shape) for tensor in sources)
+    stand_in = _ones if converter.transform else _flat_ones
+    try:
+        uncast = dataclasses.replace(converter, cast=None)
+        made = uncast(*(stand_in(tensor) for tensor in sources))
+    except Exception as error:  # whatever a transform of the caller's raises
+        return f"shape {shapes} in the file: {error}"
+    if made.shape != target.shape:
+        how = f", made {made.shape}" if str(made.shape) != shapes else ""
+        return f"shape {shapes} in the file{how}, {target.shape} in the model"
+    return _why_no_dtype(made.dtype, target, converter)
+
+
+def _why_no_dtype(dtype: np.dtype, target: Target, converter: Converter) -> str | None:
+    wanted = dtype_of("", target.path, target.dtype)
+    if dtype == wanted:
+        return None
+    reason = f"dtype {dtype.name} in the file, {target.dtype} in the model"
+    if not may_cast(dtype, wanted):
+        return reason
+    return None if converter.cast else f"{reason} (`cast=True` converts)"
+
+
+def may_cast(dtype: np.dtype, wanted: np.dtype) -> bool:
+    """Whether numbers of one dtype may be asked to become another's."""
+    if is_floating(wanted):
+        return is_floating(dtype) or dtype.kind in "iub"
+    return bool(np.can_cast(dtype, wanted, "safe"))
+
+
+def _ones(tensor: TensorInfo) -> np.ndarray:
+    """What a tensor may look like to a function of the caller's."""
+    return np.ones(tensor.shape, dtype_of("", tensor.name, tensor.dtype))
+
+
+def _flat_ones(tensor: TensorInfo) -> np.ndarray:
+    """The same, in no memory."""
+    one = np.ones((), dtype_of("", tensor.name, tensor.dtype))
+    return np.broadcast_to(one, tensor.shape)
 
 
 def _may_be(in_file: str | None, in_model: str) -> bool:

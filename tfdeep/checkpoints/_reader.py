@@ -5,12 +5,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
+import zlib
 from collections.abc import Sequence
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
 from tfdeep._core._explain import explain
+from tfdeep.checkpoints._limits import Limits, number_of_bytes
 from tfdeep.errors import CorruptFileError
 
 
@@ -37,6 +40,11 @@ class TensorInfo:
     layer_class: str | None = None
     layer_variables: int | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return number_of_bytes("", self.name, self.shape, self.dtype)
+
 
 class Reader(abc.ABC):
     """Lists the tensors of a file of weights and reads them one at a time.
@@ -54,8 +62,29 @@ class Reader(abc.ABC):
     integrity: str
     variables: Sequence[TensorInfo]
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, limits: Limits | None = None) -> None:
         self.source = source
+        self.limits = limits or Limits()
+        self._by_name: dict[str, TensorInfo] = {}
+
+    def _accept(
+        self, infos: Sequence[TensorInfo], size: int, expansion: int = 1
+    ) -> None:
+        """Sets `variables`, if the limits and the size of the file allow them.
+
+        Args:
+            infos: The tensors.
+            size: Bytes of the file, or of all of its files.
+            expansion: How many bytes one byte of the file can become.
+        """
+        self.limits.check_tensors(self.source, infos, expansion, size)
+        self._by_name = {info.name: info for info in infos}
+        if len(self._by_name) < len(infos):
+            names = [info.name for info in infos]
+            twice = next(name for name in names if names.count(name) > 1)
+            reason = f"two tensors are called {twice!r}"
+            raise corrupt(self.source, self.format, reason)
+        self.variables = tuple(infos)
 
     @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:
@@ -67,6 +96,27 @@ class Reader(abc.ABC):
         Raises:
             CorruptFileError: If the values cannot be read as the file declares them.
         """
+
+    def read_values(
+        self,
+        file: BinaryIO,
+        offset: int,
+        count: int,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+    ) -> np.ndarray:
+        """Reads plain little-endian values straight into the array they become."""
+        values = np.empty(count, np.uint8)
+        file.seek(offset)
+        if file.readinto(values.data) != count:  # type: ignore[attr-defined]
+            raise corrupt(self.source, self.format, "it ends too soon")
+        return values.view(dtype).reshape(shape)
+
+    def check_crc(self, name: str, values: np.ndarray, crc: object) -> None:
+        """Raises if the CRC-32 of a tensor's bytes is not the one in the file."""
+        if zlib.crc32(bytes_of(values)) != crc:
+            reason = f"tensor {name!r} has another checksum"
+            raise corrupt(self.source, self.format, reason)
 
     def close(self) -> None:  # noqa: B027 - not every reader holds a file
         """Closes the file."""
@@ -84,10 +134,12 @@ class Reader(abc.ABC):
 
     def info(self, name: str) -> TensorInfo:
         """The entry of `variables` with this name."""
-        for info in self.variables:
-            if info.name == name:
-                return info
-        raise KeyError(name)
+        return self._by_name[name]
+
+
+def bytes_of(values: np.ndarray) -> memoryview:
+    """The bytes of an array, in C order."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def corrupt(source: str, kind: str, reason: object) -> CorruptFileError:
@@ -106,8 +158,11 @@ def _look(source: str) -> str:
     """Names the three things that most often stand where weights should be."""
     if not os.path.isfile(source):
         return ""
-    with open(source, "rb") as file:
-        start = file.read(256).lstrip().lower()
+    try:
+        with open(source, "rb") as file:
+            start = file.read(256).lstrip().lower()
+    except OSError:
+        return ""
     if not start:
         return "the file is empty; "
     if start.startswith(b"version https://git-lfs"):

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep.checkpoints._limits import Limits, is_floating
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import (
     Match,
     Mismatch,
     Rename,
     RestorePlan,
-    Target,
+    Transform,
     make_plan,
 )
 from tfdeep.checkpoints._reader import Reader
+from tfdeep.checkpoints._targets import find_targets
 from tfdeep.errors import InvalidArgumentError, MismatchError
 
 _MOST_ROWS = 40
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+    """What the model made of a batch, before and after it was restored.
+
+    Attributes:
+        before: Its outputs before, one array each.
+        after: Its outputs after.
+    """
+
+    before: tuple[np.ndarray, ...]
+    after: tuple[np.ndarray, ...]
+
+    @property
+    def largest_change(self) -> float:
+        """The largest absolute difference of an entry."""
+        pairs = zip(self.before, self.after, strict=True)
+        return max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class RestoreReport(Record):
     """What was restored, and what was not.
+
+    It prints as a table. `to_json()` is a plan that `restore(plan=...)` follows.
 
     Attributes:
         source: The file.
@@ -42,6 +66,7 @@ class RestoreReport(Record):
         mismatched: Selected variables whose tensor does not fit.
         unused: Names of tensors that no selected variable wanted.
         dry_run: True if nothing was changed.
+        probe: What the model made of `probe=`, before and after; None without.
     """
 
     source: str
@@ -52,17 +77,39 @@ class RestoreReport(Record):
     mismatched: tuple[Mismatch, ...]
     unused: tuple[str, ...]
     dry_run: bool
+    probe: Probe | None = None
+
+    @property
+    def renamed(self) -> tuple[Match, ...]:
+        """Those of `restored` whose name in the file was changed by `rename`."""
+        return tuple(match for match in self.restored if match.renamed is not None)
+
+    @property
+    def transformed(self) -> tuple[Match, ...]:
+        """Those of `restored` whose values are changed on their way."""
+        return tuple(match for match in self.restored if match.note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain Python values; of a probe, the largest change."""
+        values = dataclasses.asdict(dataclasses.replace(self, probe=None))
+        if self.probe is not None:
+            values["probe"] = {"largest_change": self.probe.largest_change}
+        return values
 
     def __str__(self) -> str:
         done = "Would restore" if self.dry_run else "Restored"
         rows: list[Sequence[object]] = [
-            (m.path, m.shape, m.dtype, m.source) for m in self.restored
+            (m.path, m.shape, m.dtype, f"{m.source} ({m.note})" if m.note else m.source)
+            for m in self.restored
         ]
         rows += [(path, "", "", "missing in the file") for path in self.missing]
         rows += [(m.path, "", "", f"does not fit: {m.reason}") for m in self.mismatched]
         notes = []
         if self.unused:
             notes.append(f"not used: {listing(self.unused, limit=6)}")
+        if self.probe is not None:
+            change = self.probe.largest_change
+            notes.append(f"outputs of the probe changed by up to {change:.3g}")
         return render_table(
             f"{done} {len(self.restored)} variables from {self.source}\n"
             f"({self.format}, {self.integrity})",
@@ -78,7 +125,19 @@ def restore(
     include: Patterns = None,
     exclude: Patterns = None,
     rename: Rename = None,
+    transform: Transform = None,
+    layout: str | None = None,
+    on_missing: str = "error",
+    on_mismatch: str = "error",
+    min_restored: int = 1,
+    cast: bool = False,
+    optimizer: bool = False,
+    allow_nonfinite: bool = False,
+    probe: Any = None,
+    plan: RestoreReport | str | None = None,
     dry_run: bool = False,
+    limits: Limits | None = None,
+    allow_remote: bool = False,
 ) -> RestoreReport:
     """Fills chosen variables of a model from a file of weights, or none at all.
 
@@ -89,17 +148,35 @@ def restore(
 
     Args:
         model: A built model.
-        source: A Keras 3 `.weights.h5` or `.keras` file, a TensorFlow checkpoint (TF1
-            `Saver` or object-based) by its prefix, a directory that holds one, or a
-            SavedModel directory. No code in it is run.
+        source: A file or directory of weights, of any format that
+            `tfdeep.checkpoints.open` reads. No code in it is run.
         include: A pattern or a list of patterns over the model's paths, such as
             `"hidden[123]"`; the variables to restore. None restores all.
         exclude: A pattern or a list of patterns; the variables to leave alone.
         rename: How names in the file become names of the model: a dict from regular
             expressions, which match leading whole components, to what replaces them
             (`{"encoder": ""}`, `{r"fc(\\d)": r"hidden\\1"}`), or a function of a name.
+        transform: A dict from patterns over the model's paths to functions of an
+            array, which make the values that fit from those in the file.
+        layout: "torch" for a file that PyTorch's modules wrote: kernels are transposed,
+            gates reordered, and names looked up as PyTorch spells them.
+        on_missing: "error", or "skip" to leave alone, and report, selected variables
+            that the file lacks.
+        on_mismatch: The same for variables whose tensor does not fit.
+        min_restored: At least so many variables must be filled.
+        cast: Whether values may be converted to the variable's dtype, numbers to
+            floating point numbers. What becomes infinite is an error.
+        optimizer: Whether to fill the variables of the model's optimizer too: its
+            moments and step counter. They are called `optimizer/...` in patterns.
+        allow_nonfinite: Whether NaN and infinity may be among the values.
+        probe: A batch of inputs. The report says how the model's outputs changed.
+        plan: A report of an earlier call, or its JSON: what goes where is taken from
+            there, and must be possible as it stands.
         dry_run: True to make the report, with what is missing and what does not fit,
-            and change nothing.
+            and change nothing. No values are read.
+        limits: The most that the file may declare; see `tfdeep.checkpoints.Limits`.
+        allow_remote: Whether `source` may be a URL that `tf.io.gfile` reads. It is
+            copied first.
 
     Returns:
         A `tfdeep.checkpoints.RestoreReport`, which prints as a table.
@@ -109,8 +186,8 @@ def restore(
         MismatchError: If a selected variable is missing in the file or does not fit.
             Its `report` lists all of them.
         ModelError: If the model has no weights yet.
-        UnknownFormatError, CorruptFileError, UnsafeFileError: If the file cannot be
-            read.
+        UnknownFormatError, CorruptFileError, UnsafeFileError, LimitError: If the file
+            cannot be read.
 
     Example:
 
@@ -121,64 +198,59 @@ def restore(
     >>> [match.path for match in report.restored]
     ['hidden1/kernel', 'hidden1/bias', 'hidden2/kernel', 'hidden2/bias']
     """
-    variables = _paths.model_variables(model)
-    _check_unique(variables)
-    chosen = set(_paths.select([v.path for v in variables], include, exclude))
-    targets = [v for v in _targets(model, variables) if v.path in chosen]
-    with open_checkpoint(source) as reader:
-        plan = make_plan(targets, reader.variables, rename)
-        report = _report(reader, plan, dry_run)
+    _check_choice("on_missing", on_missing)
+    _check_choice("on_mismatch", on_mismatch)
+    targets = find_targets(model, include, exclude, transform, layout, optimizer)
+    separator = "." if layout == "torch" else "/"
+    if plan is not None:
+        _check_no_rename(rename)
+        targets = targets.as_planned(plan, separator)
+    with open_checkpoint(source, limits=limits, allow_remote=allow_remote) as reader:
+        wanted = targets.for_tensors(reader.variables)
+        made = make_plan(wanted, reader.variables, rename, separator, cast)
+        report = _report(reader, made, dry_run)
         if dry_run:
             return report
-        if plan.missing or plan.mismatched:
-            raise _mismatch(report, targets)
-        values = {match.path: reader.read(match.source) for match in plan.matched}
-    _assign({v.path: v.variable for v in variables}, values)
-    return report
-
-
-def _targets(model: Any, variables: Sequence[ModelVariable]) -> list[Target]:
-    storage: dict[int, dict[int, str]] = {}
-    targets = []
-    for v in variables:
-        if id(v.layer) not in storage:
-            storage[id(v.layer)] = _storage_keys(v.layer)
-        keys = storage[id(v.layer)]
-        names = [v.path, v.variable.path]
-        names.append(v.variable.path.removeprefix(f"{model.name}/"))
-        if id(v.variable) in keys:
-            names.append(f"{v.layer_path}/{keys[id(v.variable)]}".lstrip("/"))
-        targets.append(
-            Target(
-                path=v.path,
-                names=tuple(dict.fromkeys(names)),
-                shape=tuple(v.variable.shape),
-                dtype=str(v.variable.dtype),
-                layer_class=type(v.layer).__name__,
-                layer_variables=len(keys) or None,
-            )
+        skips = (on_missing == "skip", on_mismatch == "skip")
+        _check(report, len(targets.wanted), skips, min_restored)
+        values, unfit = _read(reader, made, allow_nonfinite)
+    if unfit:
+        unfit_paths = {mismatch.path for mismatch in unfit}
+        report = dataclasses.replace(
+            report,
+            restored=tuple(m for m in report.restored if m.path not in unfit_paths),
+            mismatched=report.mismatched + unfit,
         )
-    return targets
+        _check(report, len(targets.wanted), skips, min_restored)
+    if probe is None:
+        _assign(targets.variables, values)
+        return report
+    before = _outputs(model, probe)
+    _assign(targets.variables, values)
+    return dataclasses.replace(report, probe=Probe(before, _outputs(model, probe)))
 
 
-def _storage_keys(layer: Any) -> dict[int, str]:
-    """The keys under which a layer saves its variables, by the variables' ids."""
-    store: dict[str, Any] = {}
-    layer.save_own_variables(store)
-    return {id(variable): key for key, variable in store.items()}
-
-
-def _check_unique(variables: Sequence[ModelVariable]) -> None:
-    count = collections.Counter(v.path for v in variables)
-    repeated = [path for path, n in count.items() if n > 1]
-    if repeated:
+def _check_choice(name: str, value: str) -> None:
+    if value not in ("error", "skip"):
         raise InvalidArgumentError(
             explain(
-                "Two variables of the model have the same path; a file cannot say "
-                "which is meant.",
-                received=listing(repeated),
-                expected="a different path for each variable",
-                fix="give the layers different names; nothing was changed",
+                f"`restore` does not know this `{name}`.",
+                received=f"{name}={value!r}",
+                expected='"error" or "skip"',
+                fix=f'{name}="skip" leaves such variables alone and reports them; '
+                "nothing was changed",
+            )
+        )
+
+
+def _check_no_rename(rename: Rename) -> None:
+    if rename is not None:
+        raise InvalidArgumentError(
+            explain(
+                "A plan says already which name goes where.",
+                received="plan=... and rename=...",
+                expected="one of them",
+                fix="leave `rename` out; nothing was changed",
             )
         )
 
@@ -196,36 +268,77 @@ def _report(reader: Reader, plan: RestorePlan, dry_run: bool) -> RestoreReport:
     )
 
 
-def _mismatch(report: RestoreReport, targets: Sequence[Target]) -> MismatchError:
+def _check(
+    report: RestoreReport, wanted: int, skips: tuple[bool, bool], min_restored: int
+) -> None:
+    """Raises if what cannot be restored was not to be skipped."""
+    skip_missing, skip_mismatched = skips
     report = dataclasses.replace(report, dry_run=True)
-    faults = [f"{m.path}: {m.reason}" for m in report.mismatched]
-    faults += [f"{path}: missing in the file" for path in report.missing]
+    mismatched = [f"{m.path}: {m.reason}" for m in report.mismatched]
+    missing = [f"{path}: missing in the file" for path in report.missing]
+    faults = (not skip_mismatched) * mismatched + (not skip_missing) * missing
+    if not faults and len(report.restored) >= min_restored:
+        return
     near = [
         name
         for path in report.missing
         for name in _paths.nearest(path, report.unused, 2)
     ]
     hint = f"; names left in the file: {listing(dict.fromkeys(near))}" if near else ""
-    return MismatchError(
+    what = f"{len(faults)} of {wanted} variables cannot be restored"
+    expected = "a tensor of the same name, shape and dtype for every selected variable"
+    if not faults:
+        what = f"Only {len(report.restored)} of {wanted} variables can be restored"
+        expected = f"at least min_restored={min_restored}"
+    raise MismatchError(
         explain(
-            f"{len(faults)} of {len(targets)} variables cannot be restored from "
-            f"{report.source!r}.",
-            received=listing(faults) + hint,
-            expected="a tensor of the same name, shape and dtype for every selected "
-            "variable",
-            fix="narrow `include`, or use `exclude` or `rename`; `dry_run=True` shows "
-            "the whole table; nothing was changed",
+            f"{what} from {report.source!r}.",
+            received=listing(mismatched + missing) + hint,
+            expected=expected,
+            fix="narrow `include`, or use `exclude`, `rename`, `layout` or `cast`; "
+            "`dry_run=True` shows the whole table; nothing was changed",
         ),
         report,
     )
 
 
+def _read(
+    reader: Reader, plan: RestorePlan, allow_nonfinite: bool
+) -> tuple[dict[str, np.ndarray], tuple[Mismatch, ...]]:
+    """The values of the matched variables, and those that turn out not to fit."""
+    values, unfit = {}, []
+    for match in plan.matched:
+        tensors = [reader.read(name) for name in match.sources]
+        reason = None
+        try:
+            made = plan.converters[match.path](*tensors)
+        except Exception as error:  # whatever a transform of the caller's raises
+            reason = f"its values: {error}"
+        else:
+            if made.shape != match.shape or made.dtype.name != match.dtype:
+                reason = f"made {made.dtype.name} {made.shape}"
+            elif not allow_nonfinite and is_floating(made.dtype):
+                count = int(made.size - np.count_nonzero(np.isfinite(made)))
+                reason = f"{count} NaN or infinite values" if count else None
+        if reason is None:
+            values[match.path] = made
+        else:
+            unfit.append(Mismatch(match.path, match.source, reason))
+    return values, tuple(unfit)
+
+
+def _outputs(model: Any, batch: Any) -> tuple[np.ndarray, ...]:
+    outputs = keras.tree.flatten(model(batch, training=False))
+    return tuple(np.asarray(keras.ops.convert_to_numpy(output)) for output in outputs)
+
+
 def _assign(variables: dict[str, Any], values: dict[str, np.ndarray]) -> None:
     """Assigns all values, or puts back the old ones."""
-    before = {path: variables[path].numpy() for path in values}
+    # These share memory with the variables until those get other values.
+    before = {path: tf.convert_to_tensor(variables[path].value) for path in values}
     try:
-        for path, value in values.items():
-            variables[path].assign(value)
+        for path in list(values):
+            variables[path].assign(values.pop(path))
     except BaseException:
         for path, value in before.items():
             variables[path].assign(value)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from tfdeep._core._explain import explain
+from tfdeep.checkpoints._limits import Limits, dtype_of
 from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._tf_index import Checks, Entry, Index, read_index
+from tfdeep.checkpoints._tf_table import MAGIC, crc32c, masked, varint
+from tfdeep.checkpoints._tf_v1 import EXPANSION, V1File
+from tfdeep.errors import CheckpointError, UnsafeFileError
 
+_KIND = "TensorFlow checkpoint"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _REPEATED = "_all_variables/"
-_TABLE_END = 0xDB4775248B80FB57.to_bytes(8, "little")
+_NODES = 1
+# One object of the graph; an optimizer of very many variables is the longest.
+_LONGEST_NODE = 1 << 24
+_LONGEST_STATE = 1 << 24
 
 
 class TFCheckpointReader(Reader):
@@ -25,49 +36,60 @@ class TFCheckpointReader(Reader):
     variables' names in a graph of objects beside them; that graph is data and is read
     here, no object is made from it.
 
-    TensorFlow checks a CRC of every tensor it reads.
+    TensorFlow's own reader ends the process when an index declares what cannot be.
+    So the index is read and checked here, and the values with their checksums.
     """
 
-    format = "TensorFlow checkpoint"
+    format = _KIND
     integrity = "verified"
 
-    def __init__(self, source: str, prefix: str) -> None:
-        super().__init__(source)
-        self._prefix = prefix
+    def __init__(self, source: str, prefix: str, limits: Limits | None = None) -> None:
+        super().__init__(source, limits)
+        self._checks = Checks(source, self.format, self.limits)
+        self._entries: Mapping[str, Entry] = {}
+        self._files: Mapping[int, str] = {}
+        self._v1: V1File | None = None
         try:
-            self._reader = tf.train.load_checkpoint(prefix)
-            shapes = self._reader.get_variable_to_shape_map()
-            dtypes = self._reader.get_variable_to_dtype_map()
-            names = self._variable_names(list(shapes))
-        except (*_READ_ERRORS, UnicodeDecodeError) as error:
-            raise corrupt(source, self.format, _first_line(error)) from error
-        self.variables = [
+            self._list(prefix)
+        except OSError as error:
+            self.close()
+            raise self._damaged(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _list(self, prefix: str) -> None:
+        if os.path.isfile(f"{prefix}.index"):
+            index = read_index(self.source, prefix, self.format, self.limits)
+            self._entries, self._files = index.tensors, index.files
+            names = self._variable_names(index)
+            tensors = {
+                key: (entry.dtype, entry.shape) for key, entry in index.tensors.items()
+            }
+            size, expansion = index.size, 1
+        else:
+            self._v1 = V1File(self.source, prefix, self.format, self.limits)
+            tensors = self._v1.tensors
+            names = {key: key for key in tensors}
+            size, expansion = self._v1.size, EXPANSION
+        infos = [
             TensorInfo(
                 name=names[key],
-                shape=tuple(shapes[key]),
-                dtype=dtypes[key].name,
+                shape=tensors[key][1],
+                dtype=tensors[key][0],
                 location=key,
             )
             for key in sorted(names, key=names.__getitem__)
         ]
+        self._accept(infos, size, expansion)
 
-    def _variable_names(self, keys: list[str]) -> dict[str, str]:
+    def _variable_names(self, index: Index) -> dict[str, str]:
         """The name of each stored variable, by its key in the checkpoint."""
-        if _OBJECT_GRAPH not in keys:
-            return {key: key for key in keys}
-        graph = trackable_object_graph_pb2.TrackableObjectGraph()
-        graph.ParseFromString(self._reader.get_tensor(_OBJECT_GRAPH))
-        full_names = {
-            attribute.checkpoint_key: attribute.full_name
-            for node in graph.nodes
-            for attribute in node.attributes
-            if attribute.full_name
-        }
-        names = {
-            key: full_names.get(key, _attributes(key))
-            for key in keys
-            if key != _OBJECT_GRAPH
-        }
+        if _OBJECT_GRAPH not in index.others:
+            return {key: key for key in index.tensors}
+        graph = self._text(index.others[_OBJECT_GRAPH])
+        full_names = self._full_names(graph)
+        names = {key: full_names.get(key, _attributes(key)) for key in index.tensors}
         # Keras' `model.export` stores each variable twice, once in a list of its own.
         once = {name for key, name in names.items() if not key.startswith(_REPEATED)}
         names = {
@@ -77,27 +99,113 @@ class TFCheckpointReader(Reader):
         }
         # Keras names the variables of a subclassed model without their layers, and two
         # objects may hold variables of one name. The attributes that lead to them,
-        # `model/hidden1/_kernel`, tell them apart.
-        count = collections.Counter(names.values())
-        return {
-            key: name if count[name] == 1 else _attributes(key)
-            for key, name in names.items()
-        }
+        # `model/hidden1/_kernel`, tell them apart, and if these are `x` and `_x`, the
+        # keys do.
+        for other_name in (_attributes, str):
+            count = collections.Counter(names.values())
+            names = {
+                key: name if count[name] == 1 else other_name(key)
+                for key, name in names.items()
+            }
+        return names
+
+    def _full_names(self, content: bytes) -> dict[str, str]:
+        """The names that the graph of objects gives the variables, by their keys."""
+        nodes: list[list[tuple[str, str]]] = []
+        slots: list[tuple[int, int, str]] = []
+        count = 0
+        kind = trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject
+        for number, field in self._checks.fields(content):
+            if number != _NODES:
+                continue
+            node = self._checks.parsed(kind, field, _LONGEST_NODE)
+            # Each of these stands for a tensor, and most nodes for none.
+            count += len(node.attributes) + len(node.slot_variables)
+            self.limits.check_count(self.source, "tensors", count // 2)
+            self.limits.check_count(self.source, "tensors", len(nodes) // 16)
+            nodes.append([(a.checkpoint_key, a.full_name) for a in node.attributes])
+            slots += [
+                (s.slot_variable_node_id, s.original_variable_node_id, s.slot_name)
+                for s in node.slot_variables
+            ]
+        names = {key: name for node in nodes for key, name in node if name}
+        # What an optimizer keeps for a variable is named after it, if by no one else.
+        for slot, original, slot_name in slots:
+            if not (0 <= slot < len(nodes) and 0 <= original < len(nodes)):
+                raise self._damaged("an optimizer keeps values for no variable")
+            if len(nodes[slot]) == len(nodes[original]) == 1:
+                (key, name), (_, owner) = nodes[slot][0], nodes[original][0]
+                if owner and not name:
+                    names[key] = f"{owner}/{slot_name}"
+        return names
+
+    def _text(self, entry: Entry) -> bytes:
+        """Reads a single text: its length, a checksum of the length, its bytes."""
+        if (entry.dtype, entry.shape) != ("string", ()):
+            raise self._damaged("its graph of objects is no text")
+        self.limits.check_count(self.source, "header_bytes", entry.size)
+        content = self._stored(entry).tobytes()
+        try:
+            length, begin = varint(content, 0, len(content))
+        except ValueError as error:
+            raise self._damaged(error) from error
+        if begin + 4 + length != len(content) or length >> 32:
+            raise self._damaged("its graph of objects is cut short")
+        # The checksum is not of the length as it is stored, but in four bytes.
+        plain = length.to_bytes(4, "little")
+        checksum = content[begin : begin + 4]
+        if (
+            masked(crc32c(plain)) != int.from_bytes(checksum, "little")
+            or masked(crc32c(plain + content[begin:])) != entry.crc
+        ):
+            raise self._damaged("its graph of objects has another checksum")
+        return content[begin + 4 :]
 
     def read(self, name: str) -> np.ndarray:
+        info = self.info(name)
         try:
-            return np.asarray(self._reader.get_tensor(self.info(name).location))
-        except _READ_ERRORS as error:
-            raise corrupt(self.source, self.format, _first_line(error)) from error
+            if self._v1 is not None:
+                return self._v1.read(info.location)
+            entry = self._entries[info.location]
+            if not entry.parts:
+                return self._values(name, entry)
+            dtype = dtype_of(self.source, name, entry.dtype)
+            parts = ((p, self._values(name, stored)) for p, stored in entry.parts)
+            return self._checks.joined(name, dtype, entry.shape, parts)
+        except OSError as error:
+            raise self._damaged(error) from error
+
+    def _values(self, name: str, entry: Entry) -> np.ndarray:
+        content = self._stored(entry)
+        if masked(crc32c(content)) != entry.crc:
+            raise self._damaged(f"tensor {name!r} has another checksum")
+        dtype = dtype_of(self.source, name, entry.dtype)
+        return content.view(dtype).reshape(entry.shape)
+
+    def _stored(self, entry: Entry) -> np.ndarray:
+        """The bytes of an entry."""
+        count, dtype = entry.size, np.dtype(np.uint8)
+        with open(self._files[entry.shard], "rb") as file:
+            return self.read_values(file, entry.offset, count, dtype, (count,))
+
+    def close(self) -> None:
+        if self._v1 is not None:
+            self._v1.close()
+
+    def _damaged(self, reason: object) -> CheckpointError:
+        return corrupt(self.source, self.format, reason)
 
 
 def _is_table(path: str) -> bool:
     """Whether a file ends as TensorFlow's sorted tables do, and with them V1 files."""
-    if os.path.getsize(path) < len(_TABLE_END):
-        return False
-    with open(path, "rb") as file:
-        file.seek(-len(_TABLE_END), os.SEEK_END)
-        return file.read() == _TABLE_END
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) < len(MAGIC):
+                return False
+            file.seek(-len(MAGIC), os.SEEK_END)
+            return file.read() == MAGIC
+    except OSError as error:
+        raise corrupt(path, _KIND, error) from error
 
 
 def _attributes(key: str) -> str:
@@ -110,6 +218,9 @@ def checkpoint_prefix(source: str) -> str | None:
     Args:
         source: A prefix, its `.index` file, a directory with a `checkpoint` file, a
             SavedModel, or the one file of the first format.
+
+    Raises:
+        UnsafeFileError: If the `checkpoint` file names one in another directory.
     """
     saved_model = os.path.join(source, "variables", "variables")
     candidates = [source, source.removesuffix(".index"), saved_model]
@@ -118,21 +229,47 @@ def checkpoint_prefix(source: str) -> str | None:
             return prefix
     if os.path.isfile(source) and _is_table(source):
         return source
-    if os.path.isdir(source):
-        latest = tf.train.latest_checkpoint(source)
-        return None if latest is None else str(latest)
+    if os.path.isfile(os.path.join(source, "checkpoint")):
+        return _latest(source)
     return None
 
 
-# TensorFlow's reader reports damage as any of these.
-_READ_ERRORS = (
-    tf.errors.OpError,
-    IndexError,
-    MemoryError,
-    RuntimeError,
-    ValueError,
-)
+def _is_inside(directory: str, other: str) -> bool:
+    """Whether `other` is `directory` or in it, when all links are followed."""
+    try:
+        inside, place = os.path.realpath(directory), os.path.realpath(other)
+        return os.path.commonpath([inside, place]) == inside
+    except ValueError:  # NUL characters, or another drive
+        return False
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _latest(directory: str) -> str | None:
+    """The checkpoint that the `checkpoint` file of a directory names."""
+    path = os.path.join(directory, "checkpoint")
+    try:
+        size = os.path.getsize(path)
+        if size > _LONGEST_STATE:
+            raise ValueError(f"{size} bytes")
+        state = tf.train.get_checkpoint_state(directory)
+    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise corrupt(path, "`checkpoint` file", reason) from error
+    if state is None:
+        return None
+    prefix = str(state.model_checkpoint_path)  # TensorFlow has added the directory
+    here = os.path.join(directory, os.path.basename(prefix))
+    if os.path.isfile(f"{here}.index"):  # the directory may have been moved
+        return here
+    if not _is_inside(directory, os.path.dirname(prefix)):
+        raise UnsafeFileError(
+            explain(
+                "This directory's latest checkpoint is in another directory.",
+                received=f"{path!r}, which names {prefix!r}",
+                expected="the name of a checkpoint in the same directory",
+                fix="pass the checkpoint itself, `directory/name` without `.index`; "
+                "nothing was changed",
+            )
+        )
+    if os.path.isfile(f"{prefix}.index"):
+        return prefix
+    return prefix if os.path.isfile(prefix) and _is_table(prefix) else None

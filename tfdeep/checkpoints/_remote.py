@@ -1,0 +1,103 @@
+"""Reads files of weights from where `tf.io.gfile` can, by way of a copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfdeep._core._explain import explain
+from tfdeep.checkpoints._reader import Reader
+from tfdeep.errors import UnknownFormatError, UnsafeFileError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a scheme, such as `gs://`."""
+    return _SCHEME.match(path) is not None
+
+
+class RemoteReader(Reader):
+    """Reads a copy of a remote file, which is removed when the reader is closed.
+
+    Args:
+        source: The URL.
+        is_allowed: Whether the caller asked for remote files.
+        open_copy: Opens a local path.
+    """
+
+    def __init__(
+        self, source: str, is_allowed: bool, open_copy: Callable[[str], Reader]
+    ) -> None:
+        super().__init__(source)
+        if not is_allowed:
+            raise UnsafeFileError(
+                explain(
+                    "This file is not on this machine.",
+                    received=repr(source),
+                    expected="a local path",
+                    fix="`allow_remote=True` copies it here first; nothing was changed",
+                )
+            )
+        self._directory = tempfile.TemporaryDirectory(prefix="tfdeep-")
+        try:
+            self._reader = open_copy(_copy(source, self._directory.name))
+        except BaseException:
+            self._directory.cleanup()
+            raise
+        self.format = self._reader.format
+        self.integrity = self._reader.integrity
+        self.variables = self._reader.variables
+        self._by_name = {info.name: info for info in self.variables}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._reader.read(name)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._directory.cleanup()
+
+
+def _copy(source: str, directory: str) -> str:
+    """Copies a file, a checkpoint's files or a directory; returns the copy's path."""
+    copy = os.path.join(directory, os.path.basename(source.rstrip("/")))
+    try:
+        if tf.io.gfile.isdir(source):
+            for folder, _, names in tf.io.gfile.walk(source):
+                inside = os.path.relpath(folder, source)
+                tf.io.gfile.makedirs(os.path.join(copy, inside))
+                for name in names:
+                    tf.io.gfile.copy(
+                        os.path.join(folder, name), os.path.join(copy, inside, name)
+                    )
+            return copy
+        if tf.io.gfile.exists(source):
+            tf.io.gfile.copy(source, copy)
+            return copy
+        parts = tf.io.gfile.glob(f"{source}.index") + tf.io.gfile.glob(
+            f"{source}.data-*"
+        )
+        for part in parts:
+            tf.io.gfile.copy(part, os.path.join(directory, os.path.basename(part)))
+    except (tf.errors.OpError, OSError) as error:
+        raise _missing(source, str(error).strip().split("\n")[0]) from error
+    if not parts:
+        raise _missing(source, "there is no such file")
+    return copy
+
+
+def _missing(source: str, reason: str) -> UnknownFormatError:
+    return UnknownFormatError(
+        explain(
+            "This remote file cannot be copied.",
+            received=f"{source!r}: {reason}",
+            expected="a file, a directory or the prefix of a checkpoint that "
+            "`tf.io.gfile` reads",
+            fix="check the address and your rights; nothing was changed",
+        )
+    )

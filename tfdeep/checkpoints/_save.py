@@ -1,0 +1,347 @@
+"""Writes chosen variables of a model to a file, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from tfdeep._core._explain import explain, listing
+from tfdeep._core._paths import Patterns
+from tfdeep._core._records import Record, human_bytes, render_table, shorten
+from tfdeep.checkpoints._open import open as open_checkpoint
+from tfdeep.checkpoints._plan import make_plan
+from tfdeep.checkpoints._reader import bytes_of
+from tfdeep.checkpoints._safetensors import DIGEST, NAMES
+from tfdeep.checkpoints._targets import Targets, find_targets
+from tfdeep.errors import InvalidArgumentError
+
+_MOST_ROWS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveReport(Record):
+    """What `save_subset` wrote. It prints as a table.
+
+    Attributes:
+        path: The file, or directory for a TensorFlow checkpoint.
+        saved: The paths of the variables in it.
+        bytes: How large it is.
+    """
+
+    path: str
+    saved: tuple[str, ...]
+    bytes: int
+
+    def __str__(self) -> str:
+        return render_table(
+            f"Saved {len(self.saved)} variables to {self.path}"
+            f" ({human_bytes(self.bytes)})",
+            ["variable"],
+            shorten([(path,) for path in self.saved], _MOST_ROWS),
+        )
+
+
+def save_subset(
+    model: Any,
+    path: str | os.PathLike[str],
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> SaveReport:
+    """Writes chosen variables of a model to a file that `restore` reads.
+
+    Use it to keep the layers that are worth reusing. The file appears whole or not at
+    all: it is written beside its place, forced to the disk and renamed. It carries a
+    checksum of each tensor, so that `restore` finds damage.
+
+    | path | |
+    |---|---|
+    | `.weights.h5` | Keras' own: `load_weights` of a model of just these layers \
+reads it. Whole layers only |
+    | `.safetensors`, `.npz` | tensors under the paths of the variables |
+    | `.ckpt` | a directory with a TensorFlow checkpoint and the file `checkpoint` \
+that names it; `tf.train.load_checkpoint` reads it |
+
+    Args:
+        model: A built model.
+        path: Where to write; the suffix says in which format.
+        include: A pattern or a list of patterns over the model's paths; the variables
+            to save. None saves all.
+        exclude: A pattern or a list of patterns; the variables to leave out.
+
+    Returns:
+        A `SaveReport`, which prints as a table.
+
+    Raises:
+        InvalidArgumentError: If the suffix is none of these, or only a part of a layer
+            would go to a `.weights.h5`.
+        SelectionError: If a pattern selects nothing.
+        OSError: If it cannot be written, with what was there before as it was.
+
+    Example:
+
+    >>> model = tfdeep.models.dnn((4,), hidden_units=[3, 3], num_outputs=2)
+    >>> report = tfdeep.save_subset(model, tmp_path / "h.safetensors", "hidden[12]")
+    >>> len(report.saved)
+    4
+    """
+    target = os.fspath(path)
+    suffix = next((s for s in _WRITERS if target.endswith(s)), None)
+    if suffix is None:
+        raise InvalidArgumentError(
+            explain(
+                "`save_subset` does not know this kind of file.",
+                received=f"path={target!r}",
+                expected=f"a path that ends in one of {listing(_WRITERS)}",
+                fix="choose one of these; nothing was written",
+            )
+        )
+    targets = find_targets(model, include, exclude)
+    _WRITERS[suffix](model, targets, target)
+    saved = tuple(wanted.path for wanted in targets.wanted)
+    return SaveReport(target, saved, _size(target))
+
+
+def _values(targets: Targets) -> dict[str, np.ndarray]:
+    variables = targets.variables
+    return {t.path: np.asarray(variables[t.path].numpy()) for t in targets.wanted}
+
+
+def _crc(values: np.ndarray) -> int:
+    return zlib.crc32(bytes_of(values))
+
+
+def _size(path: str) -> int:
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(entry.stat().st_size for entry in os.scandir(path))
+
+
+# Each format.
+
+
+def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
+    values = _values(targets)
+    checksums = {name: _crc(array) for name, array in values.items()}
+    header: dict[str, Any] = {"__metadata__": {DIGEST: json.dumps(checksums)}}
+    end = 0
+    for name, array in values.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": NAMES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for array in values.values():
+                file.write(bytes_of(array))
+
+    _replace(path, write)
+
+
+def _write_npz(model: Any, targets: Targets, path: str) -> None:
+    values = _values(targets)
+    unknown = [name for name, array in values.items() if array.dtype.kind == "V"]
+    if unknown:
+        raise InvalidArgumentError(
+            explain(
+                "NumPy's archives cannot hold this dtype.",
+                received=f"{values[unknown[0]].dtype.name} of {listing(unknown)}",
+                expected="dtypes of NumPy itself",
+                fix="write a `.safetensors` file; nothing was written",
+            )
+        )
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **values)  # type: ignore[arg-type]
+
+    _replace(path, write)
+
+
+def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
+    """Writes a new checkpoint into the directory, then has `checkpoint` name it."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InvalidArgumentError(
+            explain(
+                "A TensorFlow checkpoint is several files, in a directory.",
+                received=f"{path!r}, which is a file",
+                expected="a directory, or nothing",
+                fix="choose another path; nothing was written",
+            )
+        )
+    values = _values(targets)
+    os.makedirs(path, exist_ok=True)
+    old = set(os.listdir(path))
+    number = 1 + max((_number(name) for name in old), default=0)
+    name = f"weights-{number}"
+    try:
+        tf.raw_ops.SaveV2(
+            prefix=os.path.join(path, name),
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=list(values.values()),
+        )
+        new = sorted(set(os.listdir(path)) - old)
+        for file in new:
+            _force_to_disk(os.path.join(path, file))
+    except BaseException as error:
+        for file in set(os.listdir(path)) - old:
+            _remove(os.path.join(path, file))
+        if isinstance(error, tf.errors.OpError):
+            raise OSError(f"{path!r} cannot be written: {error.message}") from error
+        raise
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(f'model_checkpoint_path: "{name}"\n')
+            file.write(f'all_model_checkpoint_paths: "{name}"\n')
+
+    _replace(os.path.join(path, "checkpoint"), write)
+    for file in old:
+        if _number(file) or file.startswith(".checkpoint."):
+            _remove(os.path.join(path, file))
+
+
+def _number(file: str) -> int:
+    match = re.match(r"weights-(\d+)", file)
+    return int(match.group(1)) if match else 0
+
+
+def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
+    def write(temporary: str) -> None:
+        directory = tempfile.mkdtemp(prefix=".tfdeep-", dir=os.path.dirname(temporary))
+        try:
+            whole = os.path.join(directory, "whole.weights.h5")
+            model.save_weights(whole)
+            kept = _datasets(targets, whole)
+            with h5py.File(whole, "r") as source, h5py.File(temporary, "w") as target:
+                _copy_group(source, target, kept)
+        except RuntimeError as error:  # of a full disk, when HDF5 closes the file
+            raise OSError(f"{path!r} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    _replace(path, write)
+
+
+def _datasets(targets: Targets, whole: str) -> set[str]:
+    """Where Keras has put the wanted variables in a file of all of them."""
+    with open_checkpoint(whole) as reader:
+        plan = make_plan(targets.wanted, reader.variables)
+        kept = {reader.info(match.source).location for match in plan.matched}
+        left = {info.location for info in reader.variables} - kept
+    layers = {place.rpartition("/")[0] for place in kept}
+    parted = sorted({place.rpartition("/")[0] for place in left} & layers)
+    if parted:
+        raise InvalidArgumentError(
+            explain(
+                "Keras' files of weights hold whole layers.",
+                received=f"only some of the variables in {listing(parted)}",
+                expected="patterns over layers, such as 'hidden[12]'",
+                fix="write a `.safetensors` file; nothing was written",
+            )
+        )
+    return kept
+
+
+def _copy_group(source: Any, target: Any, kept: set[str]) -> None:
+    """Copies what leads to the kept datasets; equal layers are counted anew.
+
+    Keras numbers the layers of a class in their order: `dense`, `dense_1`.
+    """
+    target.attrs.update(source.attrs)
+    count: Counter[str] = Counter()
+    ordered = sorted(source, key=_as_counted)
+    for name in ordered:
+        child = source[name]
+        place = child.name.lstrip("/")
+        if isinstance(child, h5py.Dataset):
+            if place in kept:
+                copy = target.create_dataset(name, data=child[()])
+                copy.attrs.update(child.attrs)
+                copy.attrs["crc32"] = zlib.crc32(copy[()].tobytes())
+            continue
+        inside = f"{place}/"
+        if name == "vars" and not any(k.startswith(inside) for k in kept):
+            group = target.create_group(name)
+            group.attrs.update(child.attrs)
+        elif any(k.startswith(inside) for k in kept):
+            new = name
+            if source.name.endswith("layers"):
+                base = re.sub(r"_\d+$", "", name)
+                new = base if not count[base] else f"{base}_{count[base]}"
+                count[base] += 1
+            _copy_group(child, target.create_group(new), kept)
+
+
+def _as_counted(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*?)(?:_(\d+))?", name)
+    return (match.group(1), int(match.group(2) or 0)) if match else (name, 0)
+
+
+_WRITERS: Mapping[str, Callable[[Any, Targets, str], None]] = {
+    ".weights.h5": _write_keras_weights,
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+    ".ckpt": _write_checkpoint,
+}
+
+
+# Files.
+
+
+def _replace(path: str, write: Callable[[str], None]) -> None:
+    """Has `write` make a file, and puts it in the place of `path` when it is whole."""
+    directory = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{os.path.basename(path)}.", dir=directory
+    )
+    os.close(handle)
+    try:
+        write(temporary)
+        _force_to_disk(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    _force_to_disk(directory)
+
+
+def _force_to_disk(path: str) -> None:
+    if os.path.isdir(path) and os.name == "nt":
+        return  # directories cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)

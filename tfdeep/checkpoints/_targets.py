@@ -1,0 +1,285 @@
+"""The variables of a model that want values, and the names to look for."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdeep._core import _keras_internals, _paths
+from tfdeep._core._explain import explain, listing
+from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep.checkpoints._plan import Target, Transform
+from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._torch_layout import recipes
+from tfdeep.errors import InvalidArgumentError, ModelError
+
+if TYPE_CHECKING:
+    from tfdeep.checkpoints._restore import RestoreReport
+
+_OPTIMIZER = "optimizer/"
+LAYOUTS = (None, "torch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """The variables to fill.
+
+    Attributes:
+        wanted: What to look for, in the model's order.
+        variables: The `keras.Variable`s by path, of the whole model.
+        others: Those of the model that are not wanted.
+    """
+
+    wanted: tuple[Target, ...]
+    variables: dict[str, Any]
+    others: tuple[Target, ...] = ()
+
+    def for_tensors(self, tensors: Sequence[TensorInfo]) -> tuple[Target, ...]:
+        """The wanted ones, for a file with these tensors.
+
+        Keras numbers the variables of an optimizer. The numbers mean the same only if
+        the file is of the same model: as many of the optimizer, and all the others.
+        """
+        numbered = [t for t in tensors if t.name.startswith(_OPTIMIZER)]
+        slots = [t for t in (*self.wanted, *self.others) if _is_slot(t)]
+        is_same = len(numbered) == len(slots) and len(tensors) == len(self.variables)
+        if not is_same:
+            return self.wanted
+        number = {slot.path: i for i, slot in enumerate(slots)}
+        return tuple(
+            dataclasses.replace(
+                t,
+                names=(*t.names, f"{_OPTIMIZER}{number[t.path]}"),
+                layer_variables=len(slots),
+            )
+            if t.path in number
+            else t
+            for t in self.wanted
+        )
+
+    def as_planned(self, plan: RestoreReport | str, separator: str) -> Targets:
+        """The wanted ones, by the names that an earlier report gives."""
+        entries = _entries(plan, separator)
+        by_path = {target.path: target for target in self.wanted}
+        unknown = [path for path in entries if path not in by_path]
+        if unknown:
+            raise InvalidArgumentError(
+                explain(
+                    "The plan fills variables that the model lacks or that are not "
+                    "selected.",
+                    received=listing(unknown),
+                    expected="variables of the model",
+                    fix="make a new plan with `dry_run=True`; nothing was changed",
+                )
+            )
+        wanted = [
+            dataclasses.replace(
+                by_path[path],
+                names=names if len(names) == 1 else (),
+                recipes=tuple(
+                    dataclasses.replace(recipe, sources=names)
+                    for recipe in by_path[path].recipes
+                    if len(recipe.sources) == len(names) and recipe.note in note
+                ),
+            )
+            for path, (names, note) in entries.items()
+        ]
+        return dataclasses.replace(self, wanted=tuple(wanted))
+
+
+def _entries(
+    plan: RestoreReport | str, separator: str
+) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Of each path in a plan, the names in the file and the note."""
+    try:
+        values = json.loads(plan) if isinstance(plan, str) else plan.to_dict()
+        return {
+            entry["path"]: (
+                tuple(name.replace(separator, "/") for name in entry["sources"]),
+                str(entry["note"]),
+            )
+            for entry in values["restored"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(
+            explain(
+                f"This is no plan: {error!r}.",
+                received=f"plan={str(plan)[:60]!r}",
+                expected="a report of `tfdeep.restore`, or what its `to_json()` gave",
+                fix="make one with `dry_run=True`; nothing was changed",
+            )
+        ) from error
+
+
+def find_targets(
+    model: Any,
+    include: Patterns,
+    exclude: Patterns,
+    transform: Transform = None,
+    layout: str | None = None,
+    optimizer: bool = False,
+) -> Targets:
+    """The variables of a model that patterns select."""
+    if layout not in LAYOUTS:
+        raise InvalidArgumentError(
+            explain(
+                "`restore` does not know this layout.",
+                received=f"layout={layout!r}",
+                expected='None or "torch"',
+                fix='layout="torch" reads what PyTorch\'s modules wrote; nothing was '
+                "changed",
+            )
+        )
+    variables = _paths.model_variables(model)
+    targets = _layer_targets(model, variables, layout)
+    by_path = {v.path: v.variable for v in variables}
+    if optimizer:
+        for target, variable in _slots(model):
+            targets.append(target)
+            by_path[target.path] = variable
+    _check_unique([target.path for target in targets])
+    paths = [target.path for target in targets]
+    chosen = set(_paths.select(paths, include, exclude))
+    functions = _transforms(paths, transform)
+    wanted = [
+        dataclasses.replace(t, transform=functions.get(t.path))
+        for t in targets
+        if t.path in chosen
+    ]
+    others = [t for t in targets if t.path not in chosen]
+    return Targets(tuple(wanted), by_path, tuple(others))
+
+
+def _layer_targets(
+    model: Any, variables: Sequence[ModelVariable], layout: str | None
+) -> list[Target]:
+    storage: dict[int, dict[int, str]] = {}
+    owners = _owners(model) if layout == "torch" else {}
+    targets = []
+    for v in variables:
+        if id(v.layer) not in storage:
+            storage[id(v.layer)] = _storage_keys(v.layer)
+        keys = storage[id(v.layer)]
+        names = [v.path, v.variable.path]
+        names.append(v.variable.path.removeprefix(f"{model.name}/"))
+        if id(v.variable) in keys:
+            names.append(f"{v.layer_path}/{keys[id(v.variable)]}".lstrip("/"))
+        targets.append(
+            Target(
+                path=v.path,
+                names=tuple(dict.fromkeys(names)),
+                shape=tuple(v.variable.shape),
+                dtype=str(v.variable.dtype),
+                layer_class=type(v.layer).__name__,
+                layer_variables=len(keys) or None,
+                recipes=recipes(v, owners[id(v.layer)]) if owners else (),
+            )
+        )
+    return targets
+
+
+def _owners(model: Any) -> dict[int, tuple[Any, ...]]:
+    """The layers from the model inwards to each layer, by the layer's id."""
+    owners: dict[int, tuple[Any, ...]] = {}
+
+    def visit(layer: Any, above: tuple[Any, ...]) -> None:
+        if id(layer) not in owners:
+            owners[id(layer)] = (*above, layer)
+            for child in _keras_internals.sublayers(layer):
+                visit(child, owners[id(layer)])
+
+    visit(model, ())
+    return owners
+
+
+def _slots(model: Any) -> list[tuple[Target, Any]]:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        raise ModelError(
+            explain(
+                "The optimizer has no variables to restore yet.",
+                received=f"optimizer={optimizer!r}",
+                expected="a compiled model with a built optimizer",
+                fix="`model.compile(...)`, then "
+                "`model.optimizer.build(model.trainable_variables)`; nothing was "
+                "changed",
+            )
+        )
+    return [
+        (
+            Target(
+                path=_OPTIMIZER + variable.path,
+                names=(
+                    _OPTIMIZER + variable.path,
+                    variable.path,
+                    *_names_in_keras_2(variable, model),
+                ),
+                shape=tuple(variable.shape),
+                dtype=str(variable.dtype),
+                layer_class="optimizer",
+                layer_variables=None,
+            ),
+            variable,
+        )
+        for variable in optimizer.variables
+    ]
+
+
+def _names_in_keras_2(slot: Any, model: Any) -> list[str]:
+    """What Keras 2 called an optimizer's variable: `Adam/m/hidden1/kernel`."""
+    name = slot.path.rpartition("/")[2]
+    if name == "iteration":
+        return [_OPTIMIZER + name, name]
+    names = []
+    for v in _paths.model_variables(model):
+        flat = v.variable.path.replace("/", "_")
+        old = _SLOTS_IN_KERAS_2.get(name.removeprefix(f"{flat}_"))
+        if name.startswith(f"{flat}_") and old is not None:
+            kind = type(model.optimizer).__name__
+            names += [f"{_OPTIMIZER}{kind}/{old}/{v.path}", f"{kind}/{old}/{v.path}"]
+    return names
+
+
+_SLOTS_IN_KERAS_2 = {"momentum": "m", "velocity": "v"}
+
+
+def _is_slot(target: Target) -> bool:
+    return target.layer_class == "optimizer"
+
+
+def _transforms(
+    paths: Sequence[str], transform: Transform
+) -> dict[str, Callable[[np.ndarray], Any]]:
+    """The function for each path; where two patterns match, the first one's."""
+    functions: dict[str, Callable[[np.ndarray], Any]] = {}
+    for pattern, function in (transform or {}).items():
+        for path in _paths.select(paths, pattern):
+            functions.setdefault(path, function)
+    return functions
+
+
+def _storage_keys(layer: Any) -> dict[int, str]:
+    """The keys under which a layer saves its variables, by the variables' ids."""
+    store: dict[str, Any] = {}
+    layer.save_own_variables(store)
+    return {id(variable): key for key, variable in store.items()}
+
+
+def _check_unique(paths: Sequence[str]) -> None:
+    count = collections.Counter(paths)
+    repeated = [path for path, n in count.items() if n > 1]
+    if repeated:
+        raise InvalidArgumentError(
+            explain(
+                "Two variables of the model have the same path; a file cannot say "
+                "which is meant.",
+                received=listing(repeated),
+                expected="a different path for each variable",
+                fix="give the layers different names; nothing was changed",
+            )
+        )

@@ -1,0 +1,317 @@
+"""Reader for sorted tables of keys and values, in which TensorFlow keeps checkpoints.
+
+A table is the format of LevelDB: blocks of keys and values in order, a block that
+lists the blocks, and a footer that says where that one is. TensorFlow's own reader
+trusts what is inside a block with the right checksum, and ends the process if that was
+wrong to do. Here everything is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+
+from tfdeep._core._explain import explain
+from tfdeep.checkpoints._limits import Limits
+from tfdeep.checkpoints._reader import corrupt
+from tfdeep.errors import CheckpointError, UnknownFormatError
+
+MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
+
+_FOOTER = 48
+_TRAILER = 5  # one byte for the compression, four for the checksum
+_PLAIN, _SNAPPY = 0, 1
+_LARGEST_VARINT = 10
+
+# Reversed bits of the polynomial of Castagnoli.
+_POLYNOMIAL = 0x82F63B78
+_ALL_BITS = 0xFFFFFFFF
+_ROW = 1 << 16
+
+
+class Table:
+    """A sorted table: an iterable of its keys and values, and a mapping of them.
+
+    Use it in a `with` statement, or close it.
+    """
+
+    def __init__(self, source: str, path: str, kind: str, limits: Limits) -> None:
+        """Opens a table.
+
+        Args:
+            source: What the user asked for, for messages.
+            path: The file.
+            kind: What kind of file it is, in words.
+            limits: How large it may be.
+        """
+        self.source, self.kind, self.limits = source, kind, limits
+        # A key holds at most a name and the bounds of a slice.
+        self._longest_key = 2 * limits.name_bytes + 20 * limits.rank + 32
+        self._cached: tuple[int, dict[bytes, bytes]] = (-1, {})
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - close() closes it
+        except OSError as error:
+            raise self.damaged(error) from error
+        try:
+            self._list()
+        except BaseException:
+            self.close()
+            raise
+
+    def _list(self) -> None:
+        self.size = os.fstat(self._file.fileno()).st_size
+        if self.size < _FOOTER:
+            raise self.damaged("it ends too soon")
+        footer = self._bytes(self.size - _FOOTER, _FOOTER)
+        if not footer.endswith(MAGIC):
+            raise self.damaged("it does not end like one")
+        at = 0
+        handles = []
+        for _ in range(2):
+            offset, at = self._varint(footer, at, _FOOTER - len(MAGIC))
+            size, at = self._varint(footer, at, _FOOTER - len(MAGIC))
+            self._check_place(offset, size)
+            self.limits.check_count(self.source, "header_bytes", size)
+            handles.append((offset, size))
+        self._block(*handles[0])  # lists filters, which TensorFlow does not write
+        self._separators: list[bytes] = []
+        self._handles: list[tuple[int, int]] = []
+        begin = total = 0
+        for key, value in self._entries(self._block(*handles[1])):
+            total = self._add(total, key, value)
+            offset, at = self._varint(value, 0, len(value))
+            size, at = self._varint(value, at, len(value))
+            if at != len(value) or offset < begin:
+                raise self.damaged("its blocks are not in order")
+            begin = offset + size + _TRAILER
+            self._separators.append(key)
+            self._handles.append((offset, size))
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        total = count = 0
+        for number in range(len(self._handles)):
+            for key, value in self._entries_of(number):
+                count += 1
+                # The header is an entry, too.
+                self.limits.check_count(self.source, "tensors", count - 1)
+                total = self._add(total, key, value)
+                yield key, value
+
+    def _add(self, total: int, key: bytes, value: bytes) -> int:
+        """Counts what keys and values take: few bytes can stand for a long key."""
+        total += len(key) + len(value)
+        self.limits.check_count(self.source, "header_bytes", total)
+        return total
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None if there is none."""
+        number = bisect.bisect_left(self._separators, key)
+        if number == len(self._separators):
+            return None
+        if self._cached[0] != number:
+            self._cached = (-1, {})
+            self._cached = (number, dict(self._entries_of(number)))
+        return self._cached[1].get(key)
+
+    def _entries_of(self, number: int) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of one block, which must lie between two separators."""
+        key = None
+        for key, value in self._entries(self._block(*self._handles[number])):
+            if number and key <= self._separators[number - 1]:
+                raise self.damaged("its keys are not in order")
+            yield key, value
+        if key is None or key > self._separators[number]:
+            raise self.damaged("its keys are not in order")
+
+    def _check_place(self, offset: int, size: int) -> None:
+        if offset + size + _TRAILER > self.size - _FOOTER:
+            raise self.damaged("a block lies outside of the file")
+
+    def _block(self, offset: int, size: int) -> bytes:
+        self._check_place(offset, size)
+        content = self._bytes(offset, size + _TRAILER)
+        stored = int.from_bytes(content[-4:], "little")
+        if masked(crc32c(memoryview(content)[:-4])) != stored:
+            raise self.damaged("a block has another checksum")
+        if content[size] == _SNAPPY:
+            raise UnknownFormatError(
+                explain(
+                    f"This {self.kind} is compressed.",
+                    received=f"{self.source!r}: a block compressed with Snappy",
+                    expected="blocks without compression, as TensorFlow writes them",
+                    fix="restore and save it with TensorFlow; nothing was changed",
+                )
+            )
+        if content[size] != _PLAIN:
+            raise self.damaged(f"a block of the unknown kind {content[size]}")
+        return content[:size]
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        try:
+            self._file.seek(offset)
+            content = self._file.read(count)
+        except OSError as error:
+            raise self.damaged(error) from error
+        if len(content) != count:
+            raise self.damaged("it ends too soon")
+        return content
+
+    def _entries(self, content: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of a block, whose keys leave out what they begin with alike."""
+        count = int.from_bytes(content[-4:], "little")
+        end = len(content) - 4 - 4 * count
+        if count < 1 or end < 0:
+            raise self.damaged("a block is shorter than it says")
+        restarts = np.frombuffer(content, "<u4", count, end).tolist()
+        if restarts[0]:
+            raise self.damaged("a block does not begin with an entry")
+        # Blocks without entries have one restart all the same.
+        expected = 0 if restarts == [0] and not end else count
+        passed = at = 0
+        key = b""
+        while at < end:
+            is_restart = passed < count and restarts[passed] == at
+            passed += is_restart
+            is_first = at == 0
+            shared, at = self._varint(content, at, end)
+            added, at = self._varint(content, at, end)
+            length, at = self._varint(content, at, end)
+            if (
+                shared > (0 if is_restart or is_first else len(key))
+                or at + added + length > end
+            ):
+                raise self.damaged("an entry is longer than its block")
+            if shared + added > self._longest_key:
+                self.limits.check_count(self.source, "name_bytes", shared + added)
+            previous, key = key, key[:shared] + content[at : at + added]
+            if not is_first and key <= previous:
+                raise self.damaged("its keys are not in order")
+            at += added + length
+            yield key, content[at - length : at]
+        if passed != expected:
+            raise self.damaged("a block begins anew where it has no entry")
+
+    def _varint(self, content: bytes, at: int, end: int) -> tuple[int, int]:
+        try:
+            return varint(content, at, end)
+        except ValueError as error:
+            raise self.damaged(error) from error
+
+    def damaged(self, reason: object) -> CheckpointError:
+        """The error for a table that is not what it says."""
+        return corrupt(self.source, self.kind, reason)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
+    """A number of seven bits to the byte, and where the next thing begins.
+
+    Raises:
+        ValueError: If it does not end before `end`, or not within 64 bits.
+    """
+    value = 0
+    for index in range(at, min(end, at + _LARGEST_VARINT)):
+        value |= (content[index] & 127) << 7 * (index - at)
+        if content[index] < 128:
+            if value >> 64:
+                break
+            return value, index + 1
+    raise ValueError("a number in it has no end")
+
+
+def masked(crc: int) -> int:
+    """A checksum as it is stored: one of bytes that hold a checksum would be weak."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & _ALL_BITS
+
+
+def crc32c(content: bytes | memoryview | np.ndarray) -> int:
+    """The CRC-32C of some bytes.
+
+    The state of a CRC is linear in the bytes before. So a row of words can be carried
+    along at once: the row so far, shifted over as many zeros as the next row is long,
+    plus the next row. In the end the row is folded in half until one word is left.
+    """
+    data = np.frombuffer(content, np.uint8)
+    row = min(_ROW, max(4, 1 << (len(data) - 1).bit_length()))
+    head = len(data) % row
+    first = np.zeros(row, np.uint8)
+    first[row - head :] = data[:head]
+    words = first.view("<u4")
+    power = row.bit_length() - 1
+    for at in range(head, len(data), row):
+        words = _shifted(words, power)
+        words ^= data[at : at + row].view("<u4")
+    while len(words) > 1:
+        power -= 1
+        half = len(words) // 2
+        words = _shifted(words[:half], power) ^ words[half:]
+    # The state before the first byte is not zero but all ones.
+    start, power = _ALL_BITS, 0
+    while len(data) >> power:
+        if len(data) >> power & 1:
+            start = _apply(_columns(power), start)
+        power += 1
+    return int(_shifted(words, 2)[0]) ^ start ^ _ALL_BITS
+
+
+def _shifted(words: np.ndarray, power: int) -> np.ndarray:
+    """States of a CRC after `2**power` bytes of zeros."""
+    low, high = _tables(power)
+    shifted: np.ndarray = low[words & 0xFFFF]
+    shifted ^= high[words >> 16]
+    return shifted
+
+
+@functools.cache
+def _tables(power: int) -> tuple[np.ndarray, np.ndarray]:
+    """For the lower and the upper half of a state: what `2**power` zeros make of it."""
+    columns = _columns(power)
+    tables = []
+    for half in (columns[:16], columns[16:]):
+        table = np.zeros(1 << 16, np.uint32)
+        for bit, column in enumerate(half):
+            table[1 << bit : 2 << bit] = table[: 1 << bit] ^ np.uint32(column)
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+@functools.cache
+def _columns(power: int) -> tuple[int, ...]:
+    """What each single bit of a state becomes after `2**power` bytes of zeros."""
+    if power:
+        half = _columns(power - 1)
+        return tuple(_apply(half, column) for column in half)
+    columns = []
+    for bit in range(32):
+        state = 1 << bit
+        for _ in range(8):
+            state = state >> 1 ^ (_POLYNOMIAL if state & 1 else 0)
+        columns.append(state)
+    return tuple(columns)
+
+
+def _apply(columns: tuple[int, ...], state: int) -> int:
+    result = 0
+    for bit, column in enumerate(columns):
+        if state >> bit & 1:
+            result ^= column
+    return result

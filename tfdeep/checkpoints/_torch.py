@@ -1,0 +1,558 @@
+"""Reader for the zip files that `torch.save` writes, without PyTorch and pickle.
+
+Such a file keeps its tensors' bytes in members of their own. `data.pkl`, a pickle,
+says which member, dtype, shape and strides each tensor has. A pickle is a program;
+here a small machine follows only those of its instructions that put together
+dictionaries, lists and tensors. Names of functions stay text, so nothing that the
+file names is ever imported or called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pickletools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfdeep._core._explain import explain
+from tfdeep.checkpoints._limits import Limits, dtype_of
+from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._zip import Archive, Member
+from tfdeep.errors import (
+    CheckpointError,
+    LimitError,
+    UnknownFormatError,
+    UnsafeFileError,
+)
+
+_PICKLE_BYTES = 64 << 20
+_OPCODES = 5_000_000
+_DEPTH = 64
+_LARGEST_KEY = 1 << 60
+_FAULTS = (ValueError, IndexError, KeyError, TypeError, OverflowError)
+_SAVE_AGAIN = (
+    "where it was made, save `model.state_dict()` with torch.save, or as "
+    "safetensors; nothing was changed"
+)
+
+_STORAGES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16"},
+    **{"BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16"},
+    **{"Char": "int8", "Byte": "uint8", "Bool": "bool"},
+    **{"ComplexDouble": "complex128", "ComplexFloat": "complex64"},
+}
+_BY_STORAGE = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
+_UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
+_BY_DTYPE = {
+    f"torch.{name}": name
+    for name in (
+        *_STORAGES.values(),
+        *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz"),
+        *("float8_e5m2", "float8_e5m2fnuz"),
+    )
+}
+
+# The first value of a file of torch < 1.6: a number that only such files begin with.
+_LEGACY_NUMBER = b"\x8a\nl\xfc\x9c"
+
+
+def is_legacy_torch(start: bytes) -> bool:
+    """Whether a file that begins with these bytes is one that torch < 1.6 wrote."""
+    # From protocol 4 on, the length of a frame stands before the number.
+    return start.startswith(b"\x80") and _LEGACY_NUMBER in start[2:16]
+
+
+def legacy_torch_error(source: str) -> UnknownFormatError:
+    """The error for a file that torch < 1.6 wrote."""
+    return UnknownFormatError(
+        explain(
+            "This PyTorch checkpoint is in the format of before torch 1.6.",
+            received=f"{source!r}: a bare pickle",
+            expected="the zip archive that torch.save writes since 1.6",
+            fix="re-save it with torch >= 1.6 or as safetensors; nothing was changed",
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Symbol:
+    """The name of a class or function of Python; never the thing itself."""
+
+    name: str
+
+
+class _OrderedDict(dict[Any, Any]):
+    """Stands for the `OrderedDict` that a state dict is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A member with values; `dtype` is None where each tensor tells it."""
+
+    member: str
+    dtype: str | None
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage; offset and strides are in elements."""
+
+    storage: _Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class TorchReader(Reader):
+    """Reads a `.pt`, `.pth` or `.bin` file that `torch.save` wrote (torch >= 1.6).
+
+    A tensor's name is the keys of the dictionaries around it, joined by "/"; within a
+    state dict names keep their dots: "model/layer1.0.conv1.weight". Items of lists
+    and tuples are numbered. A file that is one tensor calls it "tensor". Numbers and
+    text are passed over. The archive carries a CRC of each storage, which is checked
+    when a tensor of it is read, unless the writer left it out.
+    """
+
+    format = "PyTorch checkpoint"
+
+    def __init__(self, source: str, limits: Limits | None = None) -> None:
+        super().__init__(source, limits)
+        self._archive = Archive(source, self.format, self.limits)
+        self._tensors: dict[str, _Tensor] = {}
+        self._used: set[str] = set()
+        self._shared: set[str] = set()
+        self._kept: tuple[str, bytes] | None = None
+        try:
+            self._list()
+        except BaseException:
+            self.close()
+            raise
+
+    def _list(self) -> None:
+        top = self._top()
+        self._check_byte_order(f"{top}/byteorder")
+        pickled = f"{top}/data.pkl"
+        size = self._archive.members[pickled].size
+        if size > _PICKLE_BYTES:
+            raise _too_much(self.source, f"{pickled!r} of {size} bytes", _PICKLE_BYTES)
+        self.limits.check_count(self.source, "header_bytes", size)
+        content = self._archive.read(pickled)
+        machine = _Machine(self.source, f"{top}/data/", self._archive.members)
+        infos: list[TensorInfo] = []
+        try:
+            for path, tensor in _walk(self.source, machine.run(content)):
+                self.limits.check_count(self.source, "tensors", len(infos) + 1)
+                infos.append(self._info(path, tensor))
+        except CheckpointError:
+            raise
+        except _FAULTS as error:
+            reason = f"{pickled!r}: {str(error)[:200]}"
+            raise corrupt(self.source, self.format, reason) from error
+        self._accept(infos, os.path.getsize(self.source))
+        members = [self._archive.members[name] for name in (pickled, *self._used)]
+        is_checked = all(member.crc is not None for member in members)
+        self.integrity = "verified" if is_checked else "unverified"
+
+    def _top(self) -> str:
+        """The directory within the archive that everything lies in."""
+        tops = [
+            name.removesuffix("/data.pkl")
+            for name in self._archive.members
+            if name.endswith("/data.pkl") and name.count("/") == 1
+        ]
+        if len(tops) != 1:
+            raise UnknownFormatError(
+                explain(
+                    "This archive is no PyTorch checkpoint.",
+                    received=f"{self.source!r}: {len(tops)} members 'data.pkl'",
+                    expected="an archive as torch.save writes it",
+                    fix=_SAVE_AGAIN,
+                )
+            )
+        (top,) = tops
+        script = (f"{top}/constants.pkl", f"{top}/code/")
+        if any(name.startswith(script) for name in self._archive.members):
+            raise UnknownFormatError(
+                explain(
+                    "This is a TorchScript program, not a file of weights.",
+                    received=f"{self.source!r}: an archive with code",
+                    expected="a state dict: tensors in dictionaries",
+                    fix=_SAVE_AGAIN,
+                )
+            )
+        return top
+
+    def _check_byte_order(self, name: str) -> None:
+        if name not in self._archive.members:
+            return
+        order = self._archive.read_start(name, 16)
+        if order == b"big":
+            raise UnknownFormatError(
+                explain(
+                    "This PyTorch checkpoint was written on a big-endian machine.",
+                    received=f"{self.source!r}: byte order {order.decode()!r}",
+                    expected="byte order 'little'",
+                    fix="save it as safetensors there; nothing was changed",
+                )
+            )
+        if order != b"little":
+            reason = f"{name!r} says {order!r}"
+            raise corrupt(self.source, self.format, reason)
+
+    def _info(self, path: tuple[str, ...], tensor: _Tensor) -> TensorInfo:
+        length = sum(map(len, path)) + len(path)
+        self.limits.check_count(self.source, "name_bytes", length)
+        name = "/".join(path) if path else "tensor"
+        member = tensor.storage.member
+        (self._shared if member in self._used else self._used).add(member)
+        self._tensors[name] = tensor
+        return TensorInfo(name, tensor.shape, tensor.dtype, member)
+
+    def read(self, name: str) -> np.ndarray:
+        info, tensor = self.info(name), self._tensors[name]
+        dtype = dtype_of(self.source, name, info.dtype)
+        content = self._content(tensor.storage.member)
+        if 0 in info.shape:
+            return np.empty(info.shape, dtype)
+        strides = [
+            # An axis of length 1 may declare any stride.
+            stride * dtype.itemsize if n > 1 else 0
+            for n, stride in zip(info.shape, tensor.strides, strict=True)
+        ]
+        offset = tensor.offset * dtype.itemsize
+        view: np.ndarray = np.ndarray(info.shape, dtype, content, offset, strides)
+        if view.nbytes < len(content):
+            return np.array(view, order="C")
+        return np.ascontiguousarray(view).reshape(info.shape)
+
+    def _content(self, member: str) -> bytes:
+        """The bytes of a storage; the last one is kept if several tensors share it."""
+        if self._kept is not None and self._kept[0] == member:
+            return self._kept[1]
+        self._kept = None
+        content = self._archive.read(member)
+        if member in self._shared:
+            self._kept = member, content
+        return content
+
+    def close(self) -> None:
+        self._kept = None
+        self._archive.close()
+
+
+class _Machine:
+    """Follows the instructions of a pickle that only put values together.
+
+    Args:
+        source: The file, for messages.
+        folder: What the names of the members with values begin with.
+        members: The members of the archive.
+    """
+
+    def __init__(self, source: str, folder: str, members: Mapping[str, Member]) -> None:
+        self._source, self._folder, self._members = source, folder, members
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._storages: dict[str, _Storage] = {}
+        push = self._push
+        self._steps: dict[str, Callable[[Any], None]] = {
+            **dict.fromkeys(_PUSHED, push),
+            **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None),
+            "NONE": lambda _: push(None),
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "EMPTY_DICT": lambda _: push({}),
+            "EMPTY_LIST": lambda _: push([]),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "MARK": self._mark,
+            "TUPLE": lambda _: push(tuple(self._marked_items())),
+            "TUPLE1": lambda _: push(tuple(self._pop(1))),
+            "TUPLE2": lambda _: push(tuple(self._pop(2))),
+            "TUPLE3": lambda _: push(tuple(self._pop(3))),
+            "BINPUT": self._remember,
+            "LONG_BINPUT": self._remember,
+            "MEMOIZE": lambda _: self._remember(len(self._memo)),
+            "BINGET": self._recall,
+            "LONG_BINGET": self._recall,
+            "APPEND": lambda _: self._append(self._pop(1)),
+            "APPENDS": lambda _: self._append(self._marked_items()),
+            "SETITEM": lambda _: self._set_items(self._pop(2)),
+            "SETITEMS": lambda _: self._set_items(self._marked_items()),
+            "GLOBAL": lambda name: push(_Symbol(name.replace(" ", ".", 1))),
+            "STACK_GLOBAL": self._stack_global,
+            "BINPERSID": lambda _: push(self._storage(*self._pop(1))),
+            "REDUCE": lambda _: push(self._call(*self._pop(2))),
+            "NEWOBJ": lambda _: self._refuse(self._pop(2)[0]),
+            "NEWOBJ_EX": lambda _: self._refuse(self._pop(3)[0]),
+            "BUILD": lambda _: self._build(*self._pop(2)),
+        }
+        self._calls: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": lambda: _OrderedDict(),
+            "torch.Size": lambda shape: _whole(shape),
+            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter_with_state": _parameter,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v3": self._tensor_of_dtype,
+        }
+
+    def run(self, content: bytes) -> Any:
+        """What the pickle describes: containers, `_Tensor`s, numbers and text.
+
+        Raises:
+            ValueError: And other built-in errors, if the pickle is malformed.
+            UnsafeFileError: If it has an instruction or a call that is not known.
+        """
+        file = io.BytesIO(content)
+        opcodes = enumerate(pickletools.genops(file))
+        for count, (opcode, argument, position) in opcodes:
+            if count >= _OPCODES:
+                raise _too_much(self._source, "a pickle of more opcodes", _OPCODES)
+            if (position == 0) != (opcode.name == "PROTO"):
+                raise ValueError("it does not begin as pickles do")
+            step = self._steps.get(opcode.name)
+            if step is None:
+                raise _unsafe(self._source, f"the opcode {opcode.name}")
+            step(argument)
+        if file.read(1) or self._marked or len(self._stack) != 1:
+            raise ValueError("it does not end as pickles do")
+        return self._stack.pop()
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise ValueError("an opcode finds too little on the stack")
+        values = self._stack[-count:]
+        del self._stack[-count:]
+        return values
+
+    def _mark(self, _: Any) -> None:
+        self._marked.append(self._stack)
+        self._stack = []
+
+    def _marked_items(self) -> list[Any]:
+        items, self._stack = self._stack, self._marked.pop()
+        return items
+
+    def _remember(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def _recall(self, index: int) -> None:
+        if index not in self._memo:
+            raise ValueError("it recalls what it never had")
+        self._push(self._memo[index])
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise ValueError("it appends to something that is no list")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in (dict, _OrderedDict) or len(items) % 2:
+            raise ValueError("it sets items of something that is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Longer numbers can be chosen to have one hash, which takes forever.
+            if not isinstance(key, str) and not (
+                isinstance(key, int) and abs(key) < _LARGEST_KEY
+            ):
+                raise ValueError("a key is neither text nor a small whole number")
+            if key in target:
+                raise ValueError(f"the key {str(key)[:80]!r} is there twice")
+            target[key] = value
+
+    def _stack_global(self, _: Any) -> None:
+        module, name = self._pop(2)
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a name is no text")
+        self._push(_Symbol(f"{module}.{name}"))
+
+    def _call(self, called: Any, arguments: Any) -> Any:
+        known = self._calls.get(called.name) if type(called) is _Symbol else None
+        if known is None:
+            self._refuse(called)
+            return None
+        try:
+            return known(*arguments)
+        except TypeError as error:
+            reason = f"{called.name} has other arguments than it takes"
+            raise ValueError(reason) from error
+
+    def _refuse(self, called: Any) -> None:
+        if type(called) is not _Symbol:
+            raise ValueError("it calls something that is no function")
+        raise _unsafe(self._source, f"a call of {called.name[:200]!r}")
+
+    def _build(self, target: Any, state: Any) -> None:
+        # torch.save keeps the versions of modules as attribute of the state dict.
+        if type(target) is not _OrderedDict or type(state) is not dict:
+            name = target.name if type(target) is _Symbol else type(target).__name__
+            raise _unsafe(self._source, f"attributes for {name[:200]!r}")
+        self._push(target)
+
+    def _storage(self, identity: Any) -> _Storage:
+        """The storage that ("storage", type, key, location, numel) names."""
+        if type(identity) is not tuple or len(identity) != 5:
+            raise ValueError("a storage is not described")
+        kind, symbol, key, _, count = identity
+        if kind != "storage" or type(symbol) is not _Symbol or type(key) is not str:
+            raise ValueError("a storage is not described")
+        if symbol.name not in (*_BY_STORAGE, *_UNTYPED):
+            raise UnknownFormatError(
+                explain(
+                    "This PyTorch checkpoint holds values of a kind that tfdeep "
+                    "does not read.",
+                    received=f"{self._source!r}: a {symbol.name[:200]!r}",
+                    expected="plain floating point numbers, integers or booleans",
+                    fix="save the weights in one of these; nothing was changed",
+                )
+            )
+        dtype = _BY_STORAGE.get(symbol.name)
+        itemsize = 1 if dtype is None else dtype_of(self._source, key, dtype).itemsize
+        (numel,) = _whole((count,))
+        storage = _Storage(self._folder + key, dtype, numel * itemsize)
+        member = self._members.get(storage.member)
+        if member is None:
+            raise ValueError(f"there is no storage {key[:80]!r}")
+        if member.is_compressed:
+            raise _unsafe(self._source, f"the compressed storage {key[:80]!r}")
+        if member.size != storage.nbytes:
+            raise ValueError(
+                f"storage {key[:80]!r} of {member.size} bytes declares {storage.nbytes}"
+            )
+        if self._storages.setdefault(key, storage) != storage:
+            raise ValueError(f"storage {key[:80]!r} is declared in two ways")
+        return storage
+
+    def _tensor(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        _requires_grad: Any,
+        _hooks: Any,
+        metadata: Any = None,
+        dtype: str | None = None,
+    ) -> _Tensor:
+        if type(storage) is not _Storage:
+            raise ValueError("a tensor has no storage")
+        dtype = dtype or storage.dtype
+        if dtype is None:
+            raise ValueError("a tensor has no dtype")
+        if metadata:
+            # Values that are still to be conjugated or negated.
+            raise _unsafe(self._source, "a tensor with metadata")
+        shape, strides, (offset,) = _whole(shape), _whole(strides), _whole((offset,))
+        last = offset
+        if 0 not in shape:
+            last += 1 + sum(
+                (n - 1) * stride for n, stride in zip(shape, strides, strict=True)
+            )
+        if len(shape) != len(strides) or last > storage.nbytes // (
+            dtype_of(self._source, storage.member, dtype).itemsize
+        ):
+            raise ValueError(f"a tensor lies outside its storage {storage.member!r}")
+        return _Tensor(storage, dtype, offset, shape, strides)
+
+    def _tensor_of_dtype(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any,
+        hooks: Any,
+        symbol: Any,
+        metadata: Any = None,
+    ) -> _Tensor:
+        if type(symbol) is not _Symbol or symbol.name not in _BY_DTYPE:
+            raise ValueError("a tensor has no dtype")
+        dtype = _BY_DTYPE[symbol.name]
+        if type(storage) is not _Storage or storage.dtype not in (None, dtype):
+            raise ValueError("a tensor has another dtype than its storage")
+        return self._tensor(
+            storage, offset, shape, strides, requires_grad, hooks, metadata, dtype
+        )
+
+
+# Opcodes whose argument is the value. Of the numbers, none has more than 255 bytes.
+_PUSHED = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
+
+
+def _parameter(tensor: Any, _requires_grad: Any, _hooks: Any, _: Any = None) -> _Tensor:
+    if type(tensor) is not _Tensor:
+        raise ValueError("a parameter is no tensor")
+    return tensor
+
+
+def _whole(values: Any) -> tuple[int, ...]:
+    """A tuple of whole numbers from 0 on, or an error."""
+    if type(values) is not tuple or not all(type(n) is int and n >= 0 for n in values):
+        raise ValueError("a shape, stride or offset is none")
+    return values
+
+
+def _walk(source: str, root: Any) -> Iterator[tuple[tuple[str, ...], _Tensor]]:
+    """Each tensor with the keys that lead to it.
+
+    A pickle may put one list into itself, or twice into the next, and so on: depth
+    and visits are counted, not bytes.
+    """
+    visits = 0
+
+    def visit(
+        value: Any, path: tuple[str, ...]
+    ) -> Iterator[tuple[tuple[str, ...], _Tensor]]:
+        nonlocal visits
+        if isinstance(value, _Tensor):
+            yield path, value
+            return
+        if len(path) >= _DEPTH:
+            raise ValueError(f"it is nested more than {_DEPTH} deep")
+        visits += 1 + len(value)
+        if visits > _OPCODES:
+            raise _too_much(source, "more values", _OPCODES)
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            if isinstance(inner, (dict, list, tuple, _Tensor)):
+                yield from visit(inner, (*path, str(key)))
+
+    if isinstance(root, (dict, list, tuple, _Tensor)):
+        yield from visit(root, ())
+
+
+def _unsafe(source: str, what: str) -> UnsafeFileError:
+    return UnsafeFileError(
+        explain(
+            "This PyTorch checkpoint asks for more than tensors; nothing of it was "
+            "run.",
+            received=f"{source!r}: {what}",
+            expected="a state dict: tensors in dictionaries",
+            fix=_SAVE_AGAIN,
+        )
+    )
+
+
+def _too_much(source: str, what: str, limit: int) -> LimitError:
+    return LimitError(
+        explain(
+            "This PyTorch checkpoint declares more than may be read.",
+            received=f"{source!r}: {what}",
+            expected=f"at most {limit}",
+            fix=_SAVE_AGAIN,
+        )
+    )

@@ -1,0 +1,214 @@
+"""Reads members of a zip archive without trusting what the archive says of itself.
+
+Python's `zipfile` reads the table of contents. Members are not extracted: names are
+keys, never paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+import zipfile
+import zlib
+
+from tfdeep._core._explain import explain
+from tfdeep.checkpoints._limits import DEFLATE, Limits
+from tfdeep.checkpoints._reader import corrupt
+from tfdeep.errors import CorruptFileError, UnsafeFileError
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENCRYPTED, _UTF_8 = 0x1, 0x800
+_CHUNK = 1 << 22
+_LONGEST_TAIL = 22 + 65_535  # the end record, and the longest comment behind it
+
+
+_LISTING_FAULTS = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError),
+    *(NotImplementedError, struct.error, OverflowError, RuntimeError),
+)
+
+
+def member_names(source: str, limit: int) -> list[str]:
+    """The first names in an archive; none if it cannot be listed."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.namelist()[:limit]
+    except _LISTING_FAULTS:
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One member of an archive.
+
+    Attributes:
+        name: Its name.
+        offset: Where its bytes begin in the archive.
+        stored: How many bytes it takes there.
+        size: How many bytes it has.
+        is_compressed: Whether it is deflated.
+        crc: The CRC-32 of its bytes, or None if the archive has none.
+    """
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    is_compressed: bool
+    crc: int | None
+
+
+class Archive:
+    """The members of a zip archive.
+
+    Args:
+        source: A path.
+        kind: What the archive should be, for messages.
+        limits: The most that it may declare.
+
+    Attributes:
+        members: The members by name, in the archive's order.
+    """
+
+    def __init__(self, source: str, kind: str, limits: Limits) -> None:
+        self.source, self.kind = source, kind
+        try:
+            with zipfile.ZipFile(source) as archive:
+                infos = archive.infolist()
+        except _LISTING_FAULTS as error:
+            raise corrupt(source, kind, error) from error
+        if not infos:
+            raise corrupt(source, kind, "it has no members")
+        limits.check_count(source, "members", len(infos))
+        self._file = open(source, "rb")  # noqa: SIM115 - closed by `close`
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            self.members: dict[str, Member] = {}
+            for info in infos:
+                if info.filename in self.members:
+                    raise self._unsafe(f"two members called {info.filename!r}")
+                self.members[info.filename] = self._member(info)
+            self._check_overlap(infos)
+            self._check_count(len(infos))
+        except BaseException:
+            self.close()
+            raise
+
+    def _member(self, info: zipfile.ZipInfo) -> Member:
+        name = info.filename
+        if info.flag_bits & _ENCRYPTED:
+            raise self._unsafe(f"{name!r} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._unsafe(f"{name!r} is packed by method {info.compress_type}")
+        if info.volume:
+            raise self._unsafe(f"{name!r} is on another disk")
+        is_compressed = info.compress_type == zipfile.ZIP_DEFLATED
+        most = info.compress_size * (DEFLATE if is_compressed else 1)
+        if info.file_size > most or (
+            not is_compressed and info.file_size != info.compress_size
+        ):
+            raise self._unsafe(
+                f"{name!r} of {info.compress_size} bytes claims {info.file_size}"
+            )
+        header = self._bytes_at(info.header_offset, _LOCAL.size)
+        signature, *_, name_length, extra_length = _LOCAL.unpack(header)
+        if signature != b"PK\x03\x04":
+            raise self._damaged(f"no member begins at byte {info.header_offset}")
+        offset = info.header_offset + _LOCAL.size
+        raw = self._bytes_at(offset, name_length)
+        encoding = "utf-8" if info.flag_bits & _UTF_8 else "cp437"
+        if raw.decode(encoding, "replace") != info.orig_filename:
+            # No checksum covers a name, but it stands in two places.
+            raise self._damaged(f"{name!r} has another name at its place")
+        offset += name_length + extra_length
+        if offset + info.compress_size > self._size:
+            raise self._damaged(f"{name!r} ends behind the end of the file")
+        # Some writers leave the CRC out, which then reads as zero.
+        crc = info.CRC if info.CRC or not info.file_size else None
+        return Member(
+            name, offset, info.compress_size, info.file_size, is_compressed, crc
+        )
+
+    def _check_overlap(self, infos: list[zipfile.ZipInfo]) -> None:
+        end = 0
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            member = self.members[info.filename]
+            if info.header_offset < end:
+                raise self._unsafe(f"{info.filename!r} lies within another member")
+            end = member.offset + member.stored
+
+    def _check_count(self, count: int) -> None:
+        """Raises if the end of the archive names another number of members.
+
+        Python reads what the table of contents seems to hold, which damage may cut.
+        """
+        tail_size = min(self._size, _LONGEST_TAIL)
+        tail = self._bytes_at(self._size - tail_size, tail_size)
+        place = tail.rfind(b"PK\x05\x06")
+        said = int.from_bytes(tail[place + 10 : place + 12], "little")
+        if said != min(count, 0xFFFF):  # larger archives say it elsewhere
+            raise self._damaged(f"it has {count} members and says {said}")
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a member, whose CRC is checked."""
+        member = self.members[name]
+        values = self._bytes_at(member.offset, member.stored)
+        if member.is_compressed:
+            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                values = unpack.decompress(values, member.size + 1)
+            except zlib.error as error:
+                raise self._damaged(f"{name!r}: {error}") from error
+        if len(values) != member.size:
+            raise self._damaged(f"{name!r} does not have {member.size} bytes")
+        if member.crc is not None and zlib.crc32(values) != member.crc:
+            raise self._damaged(f"{name!r} has another checksum")
+        return values
+
+    def read_start(self, name: str, count: int) -> bytes:
+        """At most the first `count` bytes of a member, unchecked."""
+        member = self.members[name]
+        values = self._bytes_at(member.offset, min(member.stored, count))
+        if member.is_compressed:
+            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                values = unpack.decompress(values, count)
+            except zlib.error as error:
+                raise self._damaged(f"{name!r}: {error}") from error
+        return values
+
+    def check(self, name: str) -> None:
+        """Checks the CRC of a stored member, without keeping its bytes."""
+        member, crc = self.members[name], 0
+        for start in range(0, member.stored, _CHUNK):
+            count = min(_CHUNK, member.stored - start)
+            crc = zlib.crc32(self._bytes_at(member.offset + start, count), crc)
+        if member.crc is not None and crc != member.crc:
+            raise self._damaged(f"{name!r} has another checksum")
+
+    def close(self) -> None:
+        """Closes the archive."""
+        self._file.close()
+
+    def _bytes_at(self, offset: int, count: int) -> bytes:
+        if offset < 0 or offset + count > self._size:
+            raise self._damaged("it ends too soon")
+        self._file.seek(offset)
+        values = self._file.read(count)
+        if len(values) != count:
+            raise self._damaged("it ends too soon")
+        return values
+
+    def _damaged(self, reason: str) -> CorruptFileError:
+        return corrupt(self.source, self.kind, reason)
+
+    def _unsafe(self, reason: str) -> UnsafeFileError:
+        return UnsafeFileError(
+            explain(
+                "This archive is built as no program that saves weights builds one.",
+                received=f"{self.source!r}: {reason}",
+                expected="plain members, stored or deflated, one after the other",
+                fix="do not use this file; nothing was changed",
+            )
+        )
