@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -226,20 +227,32 @@ def _number(file: str) -> int:
 
 
 def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
+    # HDF5 may crash the process when a disk is full: the file is made in memory, and
+    # there is to be room for what Keras writes.
+    with tempfile.TemporaryDirectory(prefix="tfdeep-") as directory:
+        _check_room(directory, model)
+        whole = os.path.join(directory, "whole.weights.h5")
+        model.save_weights(whole)
+        kept = _datasets(targets, whole)
+        with (
+            h5py.File(whole, "r") as source,
+            h5py.File(path, "w", driver="core", backing_store=False) as target,
+        ):
+            _copy_group(source, target, kept)
+            target.flush()
+            image = target.id.get_file_image()
+
     def write(temporary: str) -> None:
-        directory = tempfile.mkdtemp(prefix=".tfdeep-", dir=os.path.dirname(temporary))
-        try:
-            whole = os.path.join(directory, "whole.weights.h5")
-            model.save_weights(whole)
-            kept = _datasets(targets, whole)
-            with h5py.File(whole, "r") as source, h5py.File(temporary, "w") as target:
-                _copy_group(source, target, kept)
-        except RuntimeError as error:  # of a full disk, when HDF5 closes the file
-            raise OSError(f"{path!r} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with open(temporary, "wb") as file:
+            file.write(image)
 
     _replace(path, write)
+
+
+def _check_room(directory: str, model: Any) -> None:
+    values = sum(int(np.prod(w.shape)) * 8 for w in model.weights)
+    if shutil.disk_usage(directory).free < values + 20_000 * len(model.weights):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
 
 
 def _datasets(targets: Targets, whole: str) -> set[str]:
