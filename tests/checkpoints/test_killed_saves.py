@@ -1,6 +1,6 @@
 """`save_subset` killed at any moment, and on a full disk: the last file always reads.
 
-`pytest --long` kills a hundred times for each format, otherwise five times.
+`pytest --long` kills a hundred times for each format, otherwise three times.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ for line in sys.stdin:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_at_any_moment(suffix, tmp_path, request):
-    kills = 100 if request.config.getoption("--long") else 5
+    kills = 100 if request.config.getoption("--long") else 3
     path = tmp_path / f"net{suffix}"
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(path)],
@@ -84,7 +84,7 @@ def _whole_numbers(model):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk(suffix, tmp_path):
+def test_a_full_disk(suffix, tmp_path, request):
     """Needs the right to mount a small tmpfs."""
     place = tmp_path / "small"
     place.mkdir()
@@ -97,7 +97,8 @@ def test_a_full_disk(suffix, tmp_path):
         before = {name: value.copy() for name, value in values(model).items()}
         there = sorted(os.listdir(place))
         failed = 0
-        for fill in range(200_000, 400_000, 4_000):
+        levels = 50 if request.config.getoption("--long") else 10
+        for fill in range(200_000, 400_000, 200_000 // levels):
             filler = place / "filler"
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(fill))
@@ -117,6 +118,6 @@ def test_a_full_disk(suffix, tmp_path):
             for name, value in values(fresh).items():
                 assert value.tobytes() == before[name].tobytes()
             assert len(os.listdir(place)) == len(there)
-        assert failed > 3
+        assert failed > levels // 10
     finally:
         subprocess.run(["umount", str(place)], check=True)
