@@ -77,10 +77,15 @@ def _save_values_in_tf1(values, path, **saver_arguments):
     return str(path)
 
 
-def safetensors(model, directory):
-    path = pathlib.Path(directory) / "net.safetensors"
-    tfdeep.save_subset(model, path)
-    return path
+def subset(suffix):
+    """What `tfdeep.save_subset` writes of a whole model."""
+
+    def write(model, directory):
+        path = pathlib.Path(directory) / f"subset{suffix}"
+        tfdeep.save_subset(model, path)
+        return path
+
+    return write
 
 
 def safetensors_by_its_owner(model, directory):
@@ -105,24 +110,6 @@ def compressed_npz(model, directory):
     return path
 
 
-def subset_weights_h5(model, directory):
-    path = pathlib.Path(directory) / "subset.weights.h5"
-    tfdeep.save_subset(model, path)
-    return path
-
-
-def subset_npz(model, directory):
-    path = pathlib.Path(directory) / "subset.npz"
-    tfdeep.save_subset(model, path)
-    return path
-
-
-def subset_checkpoint(model, directory):
-    path = pathlib.Path(directory) / "subset.ckpt"
-    tfdeep.save_subset(model, path)
-    return path
-
-
 def sharded_weights(model, directory):
     path = pathlib.Path(directory) / "net.weights.json"
     model.save_weights(path, max_shard_size=1e-5)
@@ -143,7 +130,7 @@ WRITERS = {
     "managed_checkpoint": managed_checkpoint,
     "saved_model": saved_model,
     "tf1_saver": tf1_saver,
-    "safetensors": safetensors,
+    "safetensors": subset(".safetensors"),
     "npz": npz,
 }
 
@@ -153,13 +140,13 @@ NAMED_WRITERS = {
     "sharded_weights": sharded_weights,
     "keras": keras_archive,
     "tf1_saver": tf1_saver_of_paths,
-    "safetensors": safetensors,
+    "safetensors": subset(".safetensors"),
     "safetensors_by_its_owner": safetensors_by_its_owner,
     "npz": npz,
     "compressed_npz": compressed_npz,
-    "subset_weights_h5": subset_weights_h5,
-    "subset_npz": subset_npz,
-    "subset_checkpoint": subset_checkpoint,
+    "subset_weights_h5": subset(".weights.h5"),
+    "subset_npz": subset(".npz"),
+    "subset_checkpoint": subset(".ckpt"),
 }
 
 

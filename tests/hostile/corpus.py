@@ -438,10 +438,6 @@ hostile(
 # Lists of shards
 
 
-def shards(kind, suffix, texts):
-    hostile(kind, suffix, {name: text for name, text in texts.items()})
-
-
 _MAPS = {
     "empty": b"",
     "no JSON": b"{",
@@ -466,8 +462,8 @@ _MAPS = {
     "not UTF-8": b'{"weight_map": {"\xff": "x"}}',
     "a very long name": b'{"weight_map": {"a": "' + b"x" * 100_000 + b'"}}',
 }
-shards("safetensors index", ".safetensors.index.json", _MAPS)
-shards("keras shards", ".weights.json", _MAPS)
+hostile("safetensors index", ".safetensors.index.json", _MAPS)
+hostile("keras shards", ".weights.json", _MAPS)
 
 
 # TensorFlow checkpoints and pickles, whose makers stand beside the tests of the readers

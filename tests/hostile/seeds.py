@@ -40,7 +40,7 @@ FORMATS = {
     "object_based_index": (_written(files.object_checkpoint), ".index", True),
     "torch": (_copied("torch/mlp.pt"), "", True),
     "safetensors": (_written(files.safetensors_by_its_owner), "", False),
-    "safetensors_of_tfdeep": (_written(files.safetensors), "", True),
+    "safetensors_of_tfdeep": (_written(files.subset(".safetensors")), "", True),
     "npz": (_written(files.npz), "", True),
     "compressed_npz": (_written(files.compressed_npz), "", True),
 }
