@@ -38,7 +38,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 _CHILD = str(pathlib.Path(__file__).with_name("_hdf5_child.py"))
 _MEMORY = 2 << 30
-_TO_START = 3
+_TO_START = 2
 _SLOWEST = 20_000_000
 _INHERITED = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _KEPT_AS_BYTES = ("bfloat16", "float8_")

@@ -66,7 +66,7 @@ class Limits:
     name_bytes: int = 4_096
     header_bytes: int = 100_000_000
     members: int = 100_000
-    seconds: int = 3
+    seconds: int = 2
 
     def check_count(self, source: str, name: str, count: int) -> None:
         """Raises if `count` is more than the limit called `name`."""
