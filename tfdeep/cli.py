@@ -150,18 +150,14 @@ def _add_restore(commands: Any) -> None:
 
 def _restore(options: argparse.Namespace) -> int:
     import tfdeep
-    from tfdeep._core._explain import explain
-    from tfdeep.errors import InvalidArgumentError
 
     if not options.dry_run and options.output is None:
-        raise InvalidArgumentError(
-            explain(
-                "`tfdeep restore` has nowhere to write.",
-                received="neither --output nor --dry-run",
-                expected="one of them",
-                fix="--output restored.keras; nothing was changed",
-            )
+        raise _wrong(
+            "neither --output nor --dry-run", "one of them", "--output a.keras"
         )
+    if options.output and not options.output.endswith((".keras", ".weights.h5")):
+        fix = "--output restored.keras"
+        raise _wrong(f"--output {options.output}", "a .keras or .weights.h5 file", fix)
     model = _model(options.model)
     plan = options.plan and pathlib.Path(options.plan).read_text(encoding="utf-8")
     report = tfdeep.restore(
@@ -206,6 +202,20 @@ def _compare(options: argparse.Namespace) -> int:
     report = tfdeep.checkpoints.compare(model, options.file, **_matching(options))
     print(report.to_json() if options.json else report)
     return DONE if report.is_equal else NO
+
+
+def _wrong(received: str, expected: str, fix: str) -> Exception:
+    from tfdeep._core._explain import explain
+    from tfdeep.errors import InvalidArgumentError
+
+    return InvalidArgumentError(
+        explain(
+            "`tfdeep` cannot do this.",
+            received=received,
+            expected=expected,
+            fix=f"{fix}; nothing was changed",
+        )
+    )
 
 
 def _model(path: str) -> Any:
@@ -254,6 +264,9 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
 
 
 def _matching(options: argparse.Namespace) -> dict[str, Any]:
+    for rule in options.rename or ():
+        if "=" not in rule:
+            raise _wrong(f"--rename {rule}", "OLD=NEW", "--rename encoder= deletes it")
     rename = dict(rule.partition("=")[::2] for rule in options.rename or ())
     return {
         "include": options.include,

@@ -107,6 +107,17 @@ class TestValues:
             model.get_layer("hidden1").bias, arrays()["hidden1__bias"], rtol=1e-6
         )
 
+    def test_what_a_transform_makes_may_be_cast(self, tmp_path):
+        def doubled(kernel):
+            kernel *= 2  # in place
+            return kernel.astype("float64")
+
+        model = net(3)
+        transform = {"hidden1/kernel": doubled}
+        tfdeep.restore(model, npz(tmp_path, **arrays()), transform=transform, cast=True)
+        expected = 2 * arrays()["hidden1__kernel"]
+        np.testing.assert_array_equal(model.get_layer("hidden1").kernel, expected)
+
     def test_whole_numbers_become_floating_point_and_not_the_other_way(self, tmp_path):
         whole = {n: np.arange(a.size).reshape(a.shape) for n, a in arrays().items()}
         model = net(3)
@@ -163,6 +174,21 @@ class TestPlans:
             tfdeep.restore(net(3), path, plan='{"restored": 3}')
         with pytest.raises(InvalidArgumentError, match="one of them"):
             tfdeep.restore(net(3), path, plan=plan, rename={"x": "y"})
+
+    def test_a_plan_is_followed_to_the_letter_or_not_at_all(self, tmp_path):
+        path = npz(tmp_path, **arrays(units=4))
+        model = net(4)
+        plan = tfdeep.restore(
+            model, path, transform={"hidden1/kernel": lambda k: 5 * k}, dry_run=True
+        )
+        before = model.get_weights()
+        with pytest.raises(InvalidArgumentError, match="cannot be followed"):
+            tfdeep.restore(model, path, plan=plan)
+        np.testing.assert_array_equal(before[0], model.get_weights()[0])
+        torch = npz(tmp_path, **{"hidden1.weight": np.ones((4, 4), "f4")})
+        plan = tfdeep.restore(model, torch, ".*/kernel", layout="torch", dry_run=True)
+        with pytest.raises((InvalidArgumentError, MismatchError)):
+            tfdeep.restore(model, torch, ".*/kernel", plan=plan)
 
     def test_a_report_is_json(self, tmp_path):
         report = tfdeep.restore(
@@ -244,10 +270,83 @@ class TestOptimizer:
         np.testing.assert_array_equal(slot.numpy(), m)
         assert np.abs(m).max() > 0
 
+    def test_a_part_of_the_moments(self, tmp_path):
+        written = self.trained()
+        path = files.weights_h5(written, tmp_path)
+        model = nets.functional()
+        model.compile("adam", nets.LOSS)
+        model.optimizer.build(model.trainable_variables)
+        exclude = r"optimizer/adam(_\d+)?/(.*_)?(hidden1_.*|learning_rate)"
+        report = tfdeep.restore(model, path, exclude=exclude, optimizer=True)
+        restored = {match.path for match in report.restored}
+        pairs = zip(written.optimizer.variables, model.optimizer.variables, strict=True)
+        for a, b in pairs:
+            if f"optimizer/{b.path}" in restored:
+                np.testing.assert_array_equal(a.numpy(), b.numpy())
+        assert 12 < len(report.restored) < 8 + 18
+
+    @pytest.mark.parametrize("other", ["order", "class"])
+    def test_moments_of_another_model_or_optimizer(self, other, tmp_path):
+        def stack(names, optimizer):
+            inputs = x = keras.Input((3,))
+            for name in names:
+                x = layers.Dense(3, name=name)(x)
+            model = keras.Model(inputs, x)
+            model.compile(optimizer, "mse")
+            model.optimizer.build(model.trainable_variables)
+            return model
+
+        path = files.weights_h5(stack("abc", "adam"), tmp_path)
+        names, optimizer = ("bac", "adam") if other == "order" else ("abc", "adadelta")
+        with pytest.raises(MismatchError):
+            tfdeep.restore(stack(names, optimizer), path, optimizer=True)
+
     def test_an_optimizer_without_variables(self, tmp_path):
         path = files.weights_h5(nets.functional(), tmp_path)
         with pytest.raises(ModelError, match="no variables to restore"):
             tfdeep.restore(nets.functional(), path, optimizer=True)
+
+
+class TestAmbiguousNames:
+    def test_one_tensor_does_not_fill_two_variables(self, tmp_path):
+        def twice():
+            inner_input = keras.Input((3,))
+            inner = layers.Dense(3, name="d")(inner_input)
+            inner = keras.Model(inner_input, inner, name="inner")
+            inputs = keras.Input((3,))
+            return keras.Model(inputs, inner(layers.Dense(3, name="d")(inputs)))
+
+        path = tmp_path / "one.npz"
+        tfdeep.save_subset(twice(), path, include="d")
+        with pytest.raises(MismatchError, match="inner/d/kernel: missing"):
+            tfdeep.restore(twice(), path)
+
+    def test_two_scopes_are_an_error_even_if_one_has_more(self, tmp_path):
+        values = {f"{s}__{n}": a for s in ("net", "ema") for n, a in arrays().items()}
+        path = npz(tmp_path, **values, ema__hidden2__bias=np.ones(3, "f4"))
+        with pytest.raises(InvalidArgumentError, match="more than once"):
+            tfdeep.restore(net(3, 3), path, on_missing="skip")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rename": ["a"]},
+        {"rename": {"hidden1": r"\2"}},
+        {"rename": {"hidden1": 3}},
+        {"include": 5},
+        {"include": [5]},
+    ],
+)
+def test_arguments_that_cannot_work(arguments, tmp_path):
+    with pytest.raises(tfdeep.errors.TfdeepError, match="nothing was changed"):
+        tfdeep.restore(net(3), npz(tmp_path, **arrays()), **arguments)
+
+
+def test_names_that_would_steer_a_terminal_are_escaped(tmp_path):
+    path = npz(tmp_path, **{f"x\x1b[2J__{n}": a for n, a in arrays().items()}, y=[1.0])
+    assert "\x1b" not in str(tfdeep.restore(net(3), path))
+    assert "\x1b" not in str(tfdeep.checkpoints.compare(net(3), path))
 
 
 def test_limits_are_the_callers_to_set(tmp_path):

@@ -138,6 +138,84 @@ def test_saving_again_replaces_and_leaves_nothing_behind(suffix, tmp_path):
         assert len(os.listdir(path)) == 3
 
 
+class Named(layers.Layer):
+    """A layer whose weight may have any name."""
+
+    def __init__(self, weight, **arguments):
+        super().__init__(**arguments)
+        self.weight = weight
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=shape[1:], name=self.weight)
+
+    def call(self, x):
+        return x * self.w
+
+
+class Converted(Named):
+    """A layer that saves something else than its weight."""
+
+    def save_own_variables(self, store):
+        store["weights"] = self.w.numpy()
+
+
+def of(model_class, *arguments):
+    return keras.Sequential([keras.Input((3,)), model_class(*arguments, name="own")])
+
+
+def test_a_weight_that_keras_saves_otherwise_is_not_left_out(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="own/w"):
+        tfdeep.save_subset(of(Converted, "w"), tmp_path / "net.weights.h5")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle"])
+def test_names_of_numpy_are_names_like_others(name, tmp_path):
+    class Model(keras.Model):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(3,), name=name)
+
+        def call(self, x):
+            return x * self.w
+
+    model = Model()
+    model(np.ones((1, 3)))
+    tfdeep.save_subset(model, tmp_path / "net.npz")
+    assert tfdeep.checkpoints.compare(model, tmp_path / "net.npz").is_equal
+
+
+def test_keras_reads_a_part_of_any_list_of_layers(tmp_path):
+    class Blocks(keras.Model):
+        def __init__(self, names):
+            super().__init__()
+            self.blocks = [layers.Dense(3, name=name) for name in names]
+
+        def call(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    written, part = Blocks("abcd"), Blocks("cd")
+    for model in (written, part):
+        model(np.ones((1, 3)))
+    path = tmp_path / "part.weights.h5"
+    tfdeep.save_subset(written, path, include="[cd]")
+    part.load_weights(path)
+    for block, other in zip(part.blocks, written.blocks[2:], strict=True):
+        np.testing.assert_array_equal(block.kernel, other.kernel)
+
+
+def test_a_checkpoint_leaves_other_files_alone(tmp_path):
+    path = tmp_path / "net.ckpt"
+    path.mkdir()
+    others = ["weights-10.keras", "weights-2026-notes.txt"]
+    for name in others:
+        (path / name).write_text("mine")
+    for _ in range(2):
+        tfdeep.save_subset(nets.functional(), path)
+    assert set(others) < set(os.listdir(path))
+
+
 def test_compare_says_equal_different_and_absent(tmp_path):
     model = nets.functional()
     path = tmp_path / "net.safetensors"

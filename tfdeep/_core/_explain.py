@@ -26,13 +26,22 @@ def explain(what: str, received: str, expected: str, fix: str) -> str:
     return f"{what}\n  Received: {received}\n  Expected: {expected}\n  To mend:  {fix}"
 
 
+def printable(text: str) -> str:
+    """Text with control characters escaped: a terminal would obey them.
+
+    >>> print(printable("a\\x1b[2Jb"))
+    a\\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """Names at most `limit` items and says how many more there are.
 
     >>> listing(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
-    names = [str(item) for item in items]
+    names = [printable(str(item)) for item in items]
     shown = ", ".join(names[:limit])
     if len(names) > limit:
         return f"{shown} and {len(names) - limit} more"

@@ -126,7 +126,9 @@ def as_patterns(patterns: Patterns) -> list[str]:
     """A list of patterns from None, one pattern, or a sequence of them."""
     if patterns is None:
         return []
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        return [patterns]  # what is no pattern is met when it is compiled
+    return list(patterns)
 
 
 def compile_pattern(pattern: object) -> re.Pattern[str]:

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from tfdeep._core._explain import printable
+
 
 class Record:
     """Base of the frozen dataclasses that tfdeep's verbs return."""
@@ -56,7 +58,7 @@ def render_table(
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         console.print(table)
     for note in notes:
         console.print(Text(note))

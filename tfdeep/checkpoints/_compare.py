@@ -130,7 +130,17 @@ def compare(
         plan = make_plan(wanted, reader.variables, rename, separator, cast)
         for match in plan.matched:
             tensors = [reader.read(name) for name in match.sources]
-            values = plan.converters[match.path](*tensors)
+            try:
+                values = plan.converters[match.path](*tensors)
+            except Exception as error:  # whatever a transform of the caller's raises
+                entries[match.path] = Comparison(
+                    match.path,
+                    match.source,
+                    "different",
+                    np.nan,
+                    f"its values: {error}",
+                )
+                continue
             own = np.asarray(targets.variables[match.path].numpy())
             entries[match.path] = _compared(match.path, match.source, own, values)
         for unfit in plan.mismatched:
@@ -155,5 +165,7 @@ def _compared(path: str, source: str, own: np.ndarray, other: np.ndarray) -> Com
         return Comparison(path, source, "different", np.nan, f"shape {other.shape}")
     wide = own.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        difference = float(np.nanmax(np.abs(wide[0] - wide[1]), initial=0.0))
+        differences = np.abs(wide[0] - wide[1])
+        known = differences[~np.isnan(differences)]
+        difference = float(known.max()) if known.size else np.nan
     return Comparison(path, source, "different", difference)

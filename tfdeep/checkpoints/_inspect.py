@@ -42,8 +42,7 @@ class InspectReport(Record):
     def __str__(self) -> str:
         total = human_bytes(sum(info.nbytes for info in self.variables))
         rows: list[Sequence[object]] = [
-            (printable(i.name), i.shape, i.dtype, human_bytes(i.nbytes))
-            for i in self.variables
+            (i.name, i.shape, i.dtype, human_bytes(i.nbytes)) for i in self.variables
         ]
         return render_table(
             f"{len(rows)} tensors, {total}, in {self.source}\n"
@@ -72,8 +71,3 @@ def inspect(
             reader.integrity,
             tuple(info for info in reader.variables if info.name in chosen),
         )
-
-
-def printable(text: str) -> str:
-    """A name with control characters escaped: terminals would obey them."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

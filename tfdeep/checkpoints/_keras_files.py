@@ -284,6 +284,8 @@ class _Tree:
             is_entry = not is_layer and group != ""
             last = child.rpartition("/")[2]
             inner_class = re.sub(r"_\d+$", "", last) if is_entry else None
+            if child == "optimizer":  # Keras keeps its name, which says the class
+                inner_class = re.sub(r"_\d+$", "", self._names.get(inner, "")) or None
             self._walk(child, (*names, name), inner_class, found)
 
     def _layer_name(self, group: str) -> str:

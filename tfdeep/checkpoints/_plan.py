@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Target:
         dtype: Its dtype.
         layer_class: The class of its layer, `MultiHeadAttention`.
         layer_variables: How many variables its layer saves, or None if unknown.
+        slot: Its number among the optimizer's variables; None for a weight.
         recipes: What else it may be made of, in a file of another framework.
         transform: What to do to its values, as the caller asked.
     """
@@ -44,6 +46,7 @@ class Target:
     dtype: str
     layer_class: str
     layer_variables: int | None
+    slot: int | None = None
     recipes: tuple[Recipe, ...] = ()
     transform: Callable[[np.ndarray], Any] | None = None
 
@@ -127,6 +130,8 @@ class Converter:
     def __call__(self, *tensors: np.ndarray) -> np.ndarray:
         values = self.recipe.convert(*tensors) if self.recipe else tensors[0]
         if self.transform is not None:
+            if not values.flags.writeable:  # it may work in place
+                values = values.copy()
             values = np.asarray(self.transform(values))
         if self.cast is not None:
             with np.errstate(over="ignore"):
@@ -165,6 +170,7 @@ def make_plan(
     matched, missing, mismatched = [], [], []
     converters = {}
     used: set[str] = set()
+    filled: dict[str, str] = {}  # by the one tensor that fills it
     for target in targets:
         found = _find(target, by_name, prefix)
         if found is None:
@@ -175,6 +181,10 @@ def make_plan(
         used.update(tensor.name for tensor in sources)
         converter, notes = _converter(target, sources, recipe, cast)
         reason = _why_not(target, sources, converter)
+        if recipe is None:
+            first = filled.setdefault(names[0], target.path)
+            if first != target.path:
+                reason = f"{sources[0].name} fills {first}"
         if reason is not None:
             source = " + ".join(tensor.name for tensor in sources)
             mismatched.append(Mismatch(target.path, source, reason))
@@ -219,8 +229,9 @@ def _converter(
         notes.append("transformed")
     dtypes = {tensor.dtype for tensor in sources}
     to = None
-    if cast and dtypes != {target.dtype}:
+    if cast and (target.transform is not None or dtypes != {target.dtype}):
         to = dtype_of("", target.path, target.dtype)
+    if cast and dtypes != {target.dtype}:
         notes.append(f"cast from {', '.join(sorted(dtypes))}")
     return Converter(recipe, target.transform, to), notes
 
@@ -252,6 +263,15 @@ def _renamer(names: Sequence[str], rename: Rename) -> Callable[[str], str]:
         return lambda name: name
     if callable(rename):
         return rename
+    if not isinstance(rename, Mapping):
+        raise InvalidArgumentError(
+            explain(
+                "`rename` is not of a kind that says how.",
+                received=f"rename={rename!r}",
+                expected="a dict of regular expressions, or a function of a name",
+                fix='rename={"encoder": ""}; nothing was changed',
+            )
+        )
     rules = [(_paths.compile_pattern(old), new) for old, new in rename.items()]
     for pattern, _ in rules:
         if not any(_paths.match_components(pattern, name) for name in names):
@@ -271,10 +291,24 @@ def _renamer(names: Sequence[str], rename: Rename) -> Callable[[str], str]:
         for pattern, new in rules:
             match = _paths.match_components(pattern, name)
             if match is not None:
-                return (match.expand(new) + name[match.end() :]).strip("/")
+                return (_expanded(match, new) + name[match.end() :]).strip("/")
         return name
 
     return renamed
+
+
+def _expanded(match: re.Match[str], new: str) -> str:
+    try:
+        return match.expand(new)
+    except (re.error, IndexError, TypeError) as error:
+        raise InvalidArgumentError(
+            explain(
+                f"`rename` cannot put this in the place of a name: {error}.",
+                received=f"{match.re.pattern!r}: {new!r}",
+                expected=r"text, with \1 for the first group of the pattern",
+                fix="mend the replacement; nothing was changed",
+            )
+        ) from error
 
 
 def _common_prefix(targets: Sequence[Target], by_name: Mapping[str, TensorInfo]) -> str:
@@ -297,6 +331,14 @@ def _common_prefix(targets: Sequence[Target], by_name: Mapping[str, TensorInfo])
         return ""
     most = max(len(paths) for paths in found.values())
     best = [prefix for prefix, paths in found.items() if len(paths) == most]
+    best += [
+        prefix
+        for prefix, paths in found.items()
+        # An optimizer's variables stand below names of their own: `Adam/m/dnn/...`.
+        if prefix not in best
+        and paths & found[best[0]]
+        and not prefix.endswith(best[0])
+    ]
     if len(best) > 1:
         raise InvalidArgumentError(
             explain(
@@ -373,6 +415,8 @@ def _flat_ones(tensor: TensorInfo) -> np.ndarray:
 
 def _may_be(in_file: str | None, in_model: str) -> bool:
     """Whether `multi_head_attention` in a file may mean `MultiHeadAttention`."""
-    return (
-        in_file is None or in_file.replace("_", "") == in_model.replace("_", "").lower()
-    )
+    # Keras numbers equal layers: `block_1` is a second `Block`, or a `Block_1`.
+    names = (in_model, re.sub(r"_?\d+$", "", in_model))
+    return in_file is None or in_file.replace("_", "") in [
+        name.replace("_", "").lower() for name in names
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,7 +26,7 @@ from tfdeep.checkpoints._plan import (
     make_plan,
 )
 from tfdeep.checkpoints._reader import Reader
-from tfdeep.checkpoints._targets import find_targets
+from tfdeep.checkpoints._targets import entries_of, find_targets
 from tfdeep.errors import InvalidArgumentError, MismatchError
 
 _MOST_ROWS = 40
@@ -48,7 +48,8 @@ class Probe:
     def largest_change(self) -> float:
         """The largest absolute difference of an entry."""
         pairs = zip(self.before, self.after, strict=True)
-        return max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=0.0)
+        changes = [np.abs(np.subtract(a, b, dtype=np.float64)) for a, b in pairs]
+        return max((float(change.max(initial=0)) for change in changes), default=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,8 @@ def restore(
             expressions, which match leading whole components, to what replaces them
             (`{"encoder": ""}`, `{r"fc(\\d)": r"hidden\\1"}`), or a function of a name.
         transform: A dict from patterns over the model's paths to functions of an
-            array, which make the values that fit from those in the file.
+            array, which make the values that fit from those in the file. Each is
+            first called with ones of the same shape.
         layout: "torch" for a file that PyTorch's modules wrote: kernels are transposed,
             gates reordered, and names looked up as PyTorch spells them.
         on_missing: "error", or "skip" to leave alone, and report, selected variables
@@ -167,7 +169,8 @@ def restore(
         cast: Whether values may be converted to the variable's dtype, numbers to
             floating point numbers. What becomes infinite is an error.
         optimizer: Whether to fill the variables of the model's optimizer too: its
-            moments and step counter. They are called `optimizer/...` in patterns.
+            moments, step counter and learning rate. They are called `optimizer/...` in
+            patterns.
         allow_nonfinite: Whether NaN and infinity may be among the values.
         probe: A batch of inputs. The report says how the model's outputs changed.
         plan: A report of an earlier call, or its JSON: what goes where is taken from
@@ -208,6 +211,8 @@ def restore(
     with open_checkpoint(source, limits=limits, allow_remote=allow_remote) as reader:
         wanted = targets.for_tensors(reader.variables)
         made = make_plan(wanted, reader.variables, rename, separator, cast)
+        if plan is not None:
+            _check_followed(made, entries_of(plan, separator), separator)
         report = _report(reader, made, dry_run)
         if dry_run:
             return report
@@ -241,6 +246,25 @@ def _check_choice(name: str, value: str) -> None:
                 "nothing was changed",
             )
         )
+
+
+def _check_followed(
+    made: RestorePlan, entries: Mapping[str, Any], separator: str
+) -> None:
+    """Raises if a variable would be filled otherwise than its plan says."""
+    for match in made.matched:
+        names = tuple(name.replace(separator, "/") for name in match.sources)
+        planned, note = entries[match.path]
+        if (names, match.note) != (planned, note):
+            raise InvalidArgumentError(
+                explain(
+                    f"The plan for {match.path!r} cannot be followed.",
+                    received=f"{' + '.join(names)} ({match.note or 'as it is'})",
+                    expected=f"{' + '.join(planned)} ({note or 'as it is'})",
+                    fix="pass the `layout`, `transform` and `cast` that the plan was "
+                    "made with; nothing was changed",
+                )
+            )
 
 
 def _check_no_rename(rename: Rename) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -135,6 +136,17 @@ def _size(path: str) -> int:
 
 def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
     values = _values(targets)
+    unknown = [n for n, a in values.items() if a.dtype.name not in NAMES]
+    if unknown or "__metadata__" in values:
+        raise InvalidArgumentError(
+            explain(
+                "A safetensors file cannot hold this.",
+                received=listing(unknown or ["__metadata__"]),
+                expected="real numbers under names other than '__metadata__'",
+                fix="leave it out with `exclude`, or write a `.ckpt`; nothing was "
+                "written",
+            )
+        )
     checksums = {name: _crc(array) for name, array in values.items()}
     header: dict[str, Any] = {"__metadata__": {DIGEST: json.dumps(checksums)}}
     end = 0
@@ -171,8 +183,11 @@ def _write_npz(model: Any, targets: Targets, path: str) -> None:
         )
 
     def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(file, **values)  # type: ignore[arg-type]
+        # `numpy.savez` has names of its own: `file`, `allow_pickle`.
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in values.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
     _replace(path, write)
 
@@ -217,12 +232,13 @@ def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
 
     _replace(os.path.join(path, "checkpoint"), write)
     for file in old:
-        if _number(file) or file.startswith(".checkpoint."):
+        if _number(file):
             _remove(os.path.join(path, file))
 
 
 def _number(file: str) -> int:
-    match = re.match(r"weights-(\d+)", file)
+    """The number of a checkpoint of ours, by one of its files; else 0."""
+    match = re.fullmatch(r"weights-(\d+)\.(index|data-\d{5}-of-\d{5})", file)
     return int(match.group(1)) if match else 0
 
 
@@ -259,6 +275,16 @@ def _datasets(targets: Targets, whole: str) -> set[str]:
     """Where Keras has put the wanted variables in a file of all of them."""
     with open_checkpoint(whole) as reader:
         plan = make_plan(targets.wanted, reader.variables)
+        unfit = [*plan.missing, *(mismatch.path for mismatch in plan.mismatched)]
+        if unfit:
+            raise InvalidArgumentError(
+                explain(
+                    "Keras does not write these variables where their layers are.",
+                    received=listing(unfit),
+                    expected="layers that save their variables as they are",
+                    fix="write a `.safetensors` file; nothing was written",
+                )
+            )
         kept = {reader.info(match.source).location for match in plan.matched}
         left = {info.location for info in reader.variables} - kept
     layers = {place.rpartition("/")[0] for place in kept}
@@ -298,7 +324,7 @@ def _copy_group(source: Any, target: Any, kept: set[str]) -> None:
             group.attrs.update(child.attrs)
         elif any(k.startswith(inside) for k in kept):
             new = name
-            if source.name.endswith("layers"):
+            if "vars" not in source and source.name != "/":  # a list of layers
                 base = re.sub(r"_\d+$", "", name)
                 new = base if not count[base] else f"{base}_{count[base]}"
                 count[base] += 1

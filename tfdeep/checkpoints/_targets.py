@@ -42,29 +42,33 @@ class Targets:
     def for_tensors(self, tensors: Sequence[TensorInfo]) -> tuple[Target, ...]:
         """The wanted ones, for a file with these tensors.
 
-        Keras numbers the variables of an optimizer. The numbers mean the same only if
-        the file is of the same model: as many of the optimizer, and all the others.
+        Keras 3 numbers the variables of an optimizer. The numbers mean the same only
+        if the file is of the same model: as many of the optimizer, all the others, and
+        the layers of each kind in the model's order.
         """
         numbered = [t for t in tensors if t.name.startswith(_OPTIMIZER)]
-        slots = [t for t in (*self.wanted, *self.others) if _is_slot(t)]
-        is_same = len(numbered) == len(slots) and len(tensors) == len(self.variables)
+        slots = [t for t in (*self.wanted, *self.others) if t.slot is not None]
+        is_same = (
+            len(numbered) == len(slots)
+            and len(tensors) == len(self.variables)
+            and _are_in_order(tensors, list(self.variables))
+        )
         if not is_same:
             return self.wanted
-        number = {slot.path: i for i, slot in enumerate(slots)}
         return tuple(
             dataclasses.replace(
                 t,
-                names=(*t.names, f"{_OPTIMIZER}{number[t.path]}"),
+                names=(*t.names, f"{_OPTIMIZER}{t.slot}"),
                 layer_variables=len(slots),
             )
-            if t.path in number
+            if t.slot is not None
             else t
             for t in self.wanted
         )
 
     def as_planned(self, plan: RestoreReport | str, separator: str) -> Targets:
         """The wanted ones, by the names that an earlier report gives."""
-        entries = _entries(plan, separator)
+        entries = entries_of(plan, separator)
         by_path = {target.path: target for target in self.wanted}
         unknown = [path for path in entries if path not in by_path]
         if unknown:
@@ -92,7 +96,27 @@ class Targets:
         return dataclasses.replace(self, wanted=tuple(wanted))
 
 
-def _entries(
+def _are_in_order(tensors: Sequence[TensorInfo], paths: Sequence[str]) -> bool:
+    """Whether the layers that a Keras 3 file counts are counted as the model has them.
+
+    `layers/dense`, `layers/dense_1`, ... are the dense layers in their order.
+    """
+    place: dict[str, int] = {}
+    for path in paths:
+        place.setdefault(path.rpartition("/")[0], len(place))
+    counted: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+    for tensor in tensors:
+        layer = tensor.name.rpartition("/")[0]
+        kind, _, number = tensor.location.rpartition("/vars/")[0].rpartition("_")
+        if not (kind and number.isdigit()):
+            kind, number = tensor.location.rpartition("/vars/")[0], "0"
+        if layer in place:
+            counted[kind].append((int(number), place[layer]))
+    orders = [[at for _, at in sorted(layers)] for layers in counted.values()]
+    return all(order == sorted(order) for order in orders)
+
+
+def entries_of(
     plan: RestoreReport | str, separator: str
 ) -> dict[str, tuple[tuple[str, ...], str]]:
     """Of each path in a plan, the names in the file and the note."""
@@ -159,14 +183,19 @@ def _layer_targets(
     model: Any, variables: Sequence[ModelVariable], layout: str | None
 ) -> list[Target]:
     storage: dict[int, dict[int, str]] = {}
+    paths = {v.path for v in variables}
+    count = collections.Counter(v.variable.path for v in variables)
     owners = _owners(model) if layout == "torch" else {}
     targets = []
     for v in variables:
         if id(v.layer) not in storage:
             storage[id(v.layer)] = _storage_keys(v.layer)
         keys = storage[id(v.layer)]
-        names = [v.path, v.variable.path]
-        names.append(v.variable.path.removeprefix(f"{model.name}/"))
+        names = [v.path]
+        if count[v.variable.path] == 1:  # Keras leaves out the names of inner models
+            names.append(v.variable.path)
+            names.append(v.variable.path.removeprefix(f"{model.name}/"))
+        names = [name for name in names if name == v.path or name not in paths]
         if id(v.variable) in keys:
             names.append(f"{v.layer_path}/{keys[id(v.variable)]}".lstrip("/"))
         targets.append(
@@ -221,12 +250,13 @@ def _slots(model: Any) -> list[tuple[Target, Any]]:
                 ),
                 shape=tuple(variable.shape),
                 dtype=str(variable.dtype),
-                layer_class="optimizer",
+                layer_class=type(optimizer).__name__,
                 layer_variables=None,
+                slot=number,
             ),
             variable,
         )
-        for variable in optimizer.variables
+        for number, variable in enumerate(optimizer.variables)
     ]
 
 
@@ -246,10 +276,6 @@ def _names_in_keras_2(slot: Any, model: Any) -> list[str]:
 
 
 _SLOTS_IN_KERAS_2 = {"momentum": "m", "velocity": "v"}
-
-
-def _is_slot(target: Target) -> bool:
-    return target.layer_class == "optimizer"
 
 
 def _transforms(
