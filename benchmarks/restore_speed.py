@@ -69,10 +69,12 @@ def measure(path, layers, rounds, results):
         (data,) = data.glob("*.data-*")
 
     def read():
+        kept = []
         with open(data, "rb", buffering=0) as file:
             for i in range(len(chosen)):
+                kept.append(np.empty(TENSOR, np.uint8))
                 file.seek(10 * i * TENSOR)
-                file.readinto(np.empty(TENSOR, np.uint8))
+                file.readinto(kept[-1].data)
 
     def restore():
         tfdeep.restore(model, path, include=chosen)

@@ -118,6 +118,6 @@ def test_a_full_disk(suffix, tmp_path, request):
             for name, value in values(fresh).items():
                 assert value.tobytes() == before[name].tobytes()
             assert len(os.listdir(place)) == len(there)
-        assert failed > levels // 10
+        assert failed >= levels // 10
     finally:
         subprocess.run(["umount", str(place)], check=True)
