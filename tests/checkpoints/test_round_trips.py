@@ -117,9 +117,16 @@ def built(kind, seed):
     return model
 
 
+OFTEN = ("weights_h5", "tf1_saver", "safetensors", "subset_weights_h5")
+
+
 @pytest.mark.parametrize("kind", files.NAMED_WRITERS)
 @pytest.mark.parametrize("build", MODELS)
-def test_all_comes_back_bit_for_bit(kind, build, tmp_path):
+def test_all_comes_back_bit_for_bit(kind, build, tmp_path, request):
+    """`pytest --long` pairs all; else all formats with one kind of model."""
+    is_long = request.config.getoption("--long")
+    if not is_long and build != "nested" and kind not in OFTEN:
+        pytest.skip("paired by `pytest --long`")
     written, model = built(build, 1), built(build, 2)
     path = files.NAMED_WRITERS[kind](written, tmp_path)
     report = tfdeep.restore(model, path)

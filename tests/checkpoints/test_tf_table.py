@@ -797,7 +797,7 @@ def test_random_lies_with_right_checksums(kind, tmp_path, request):
             every_value(prefix)
         except TfdeepError:
             refused += 1
-    assert refused > 100
+    assert refused > 30
 
 
 @pytest.mark.parametrize("part", [".index", ".data-00000-of-00001"])

@@ -220,7 +220,7 @@ class TestTheCommand:
     def test_bad_input_is_said_in_one_message(self, tmp_path, capsys, content):
         if content is not None:
             (tmp_path / FILE_NAME).write_text(content)
-        assert cli.main(["report", str(tmp_path)]) == 1
+        assert cli.main(["report", str(tmp_path)]) == cli.FAILED
         said = capsys.readouterr()
         assert said.out == ""
         assert "To mend:" in said.err
@@ -229,5 +229,6 @@ class TestTheCommand:
 
     def test_a_page_that_cannot_be_written_is_said(self, tmp_path, capsys):
         write(tmp_path)
-        assert cli.main(["report", str(tmp_path), "--output", str(tmp_path)]) == 1
+        arguments = ["report", str(tmp_path), "--output", str(tmp_path)]
+        assert cli.main(arguments) == cli.FAILED
         assert "Error" in capsys.readouterr().err
