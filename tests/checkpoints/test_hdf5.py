@@ -83,9 +83,10 @@ def test_no_damage_makes_it_hang(tmp_path, request):
             *range(0, len(content), len(content) // 40),
         }
     )
-    assert len(positions) >= 60
+    positions = positions[::step]
+    assert len(positions) >= 60 // step
     outcomes = []
-    for position in positions[::step]:
+    for position in positions:
         path.write_bytes(zeroed(content, position))
         start = time.monotonic()
         try:
@@ -569,7 +570,7 @@ class TestShards:
         assert len(names) == 8
 
     @pytest.mark.parametrize(
-        "name", ["../x.h5", "/tmp/x.h5", "a/b.h5", "..", "x\\y.h5", "c:x.h5", 3, None]
+        "name", ["../x.h5", "/x.h5", "a/b.h5", "..", "x\\y.h5", "c:x.h5", 3, None]
     )
     def test_files_elsewhere(self, name, path):
         self.change(path, **{"/layers/dense/vars": name})

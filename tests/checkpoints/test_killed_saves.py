@@ -1,6 +1,6 @@
 """`save_subset` killed at any moment, and on a full disk: the last file always reads.
 
-`pytest --long` kills a hundred times for each format, otherwise three times.
+`pytest --long` kills a hundred times for each format, otherwise five times.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 import tfdeep
@@ -48,7 +49,7 @@ for line in sys.stdin:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_at_any_moment(suffix, tmp_path, request):
-    kills = 100 if request.config.getoption("--long") else 3
+    kills = 100 if request.config.getoption("--long") else 5
     path = tmp_path / f"net{suffix}"
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(path)],
@@ -69,18 +70,18 @@ def test_killed_at_any_moment(suffix, tmp_path, request):
             while (line := saver.stdout.readline()) != "dead\n":
                 done = int(line.split()[1])
             tfdeep.restore(model, path)
-            found = {float(v.flat[0]) for v in values(model).values() if v.size}
-            found -= {float(values(model)[p].flat[0]) for p in _whole_numbers(model)}
+            found = {
+                float(number)
+                for value in values(model).values()
+                if value.dtype.kind == "f"
+                for number in np.unique(value)
+            }
             # The last that was said to be saved, or the one that was just being saved.
             assert found <= {float(done)} or found <= {float(done + 1)}
             number = done + 1
     finally:
         saver.kill()
         saver.wait()
-
-
-def _whole_numbers(model):
-    return [path for path, value in values(model).items() if value.dtype.kind != "f"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -98,7 +99,7 @@ def test_a_full_disk(suffix, tmp_path, request):
         there = sorted(os.listdir(place))
         failed = 0
         levels = 50 if request.config.getoption("--long") else 10
-        for fill in range(200_000, 400_000, 200_000 // levels):
+        for fill in range(300_000, 409_600, 109_600 // levels):
             filler = place / "filler"
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(fill))
@@ -118,6 +119,6 @@ def test_a_full_disk(suffix, tmp_path, request):
             for name, value in values(fresh).items():
                 assert value.tobytes() == before[name].tobytes()
             assert len(os.listdir(place)) == len(there)
-        assert failed >= levels // 10
+        assert failed > max(levels // 10, 3)
     finally:
         subprocess.run(["umount", str(place)], check=True)

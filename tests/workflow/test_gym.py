@@ -12,9 +12,11 @@ SHORT_SICK = {
     "sigmoid_depth_20": False,
     "relu_normal_weights": True,
     "relu_bias_minus_10": False,
+    "tanh_bias_10": False,
     "sgd_rate_100_times_too_high": True,
     "stopped_gradient": False,
     "recurrent_forgets": False,
+    "frozen_during_fit": False,
     "root_of_zero": True,
     "corrupt_batch": False,
 }
@@ -22,6 +24,7 @@ SHORT_HEALTHY = {
     "relu": False,
     "batch_normalization_after_bias": True,
     "late_in_training": False,
+    "warm_up_from_1e-7": False,
     "rezero": False,
     "attention": True,
 }
