@@ -99,7 +99,7 @@ def test_a_full_disk(suffix, tmp_path, request):
         there = sorted(os.listdir(place))
         failed = 0
         levels = 50 if request.config.getoption("--long") else 10
-        for fill in range(300_000, 409_600, 109_600 // levels):
+        for fill in range(350_000, 409_600, 59_600 // levels):
             filler = place / "filler"
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(fill))
