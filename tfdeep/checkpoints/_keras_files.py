@@ -107,7 +107,7 @@ class KerasArchiveReader(KerasWeightsReader):
         Reader.__init__(self, source, limits)
         self._archive = Archive(source, self.format, self.limits)
         self._is_checked = False
-        try:
+        with self.closed_on_error():
             member = self._archive.members.get(self._MEMBER)
             if member is None:
                 raise self._without_weights()
@@ -124,9 +124,6 @@ class KerasArchiveReader(KerasWeightsReader):
             self._set([list_file(source, self.limits, self.format, window)])
             if member.crc is not None:
                 self.integrity = "verified"
-        except BaseException:
-            self.close()
-            raise
 
     def _without_weights(self) -> UnknownFormatError:
         names = listing(map(repr, self._archive.members))

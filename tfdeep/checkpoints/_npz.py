@@ -36,12 +36,9 @@ class NpzReader(Reader):
         members = self._archive.members.values()
         is_checked = all(member.crc is not None for member in members)
         self.integrity = "verified" if is_checked else "unverified"
-        try:
+        with self.closed_on_error():
             infos = [self._listed(member.name) for member in members]
             self._accept(infos, os.path.getsize(source), DEFLATE)
-        except BaseException:
-            self.close()
-            raise
 
     def _listed(self, member: str) -> TensorInfo:
         if not member.endswith(".npy"):

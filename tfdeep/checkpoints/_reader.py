@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import os
 import zlib
-from collections.abc import Sequence
-from types import TracebackType
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -46,7 +46,26 @@ class TensorInfo:
         return number_of_bytes("", self.name, self.shape, self.dtype)
 
 
-class Reader(abc.ABC):
+class Closeable(contextlib.AbstractContextManager[Any]):
+    """What holds a file: use it in a `with` statement, or close it."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Closes it if what is done with it fails, as when it is being opened."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+class Reader(Closeable, abc.ABC):
     """Lists the tensors of a file of weights and reads them one at a time.
 
     Attributes:
@@ -117,20 +136,6 @@ class Reader(abc.ABC):
         if zlib.crc32(bytes_of(values)) != crc:
             reason = f"tensor {name!r} has another checksum"
             raise corrupt(self.source, self.format, reason)
-
-    def close(self) -> None:  # noqa: B027 - not every reader holds a file
-        """Closes the file."""
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def info(self, name: str) -> TensorInfo:
         """The entry of `variables` with this name."""

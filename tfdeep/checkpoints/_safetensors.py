@@ -39,11 +39,8 @@ class SafetensorsReader(Reader):
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         super().__init__(source, limits)
         self._file = open(source, "rb")  # noqa: SIM115 - closed by `close`
-        try:
+        with self.closed_on_error():
             self._list()
-        except BaseException:
-            self.close()
-            raise
 
     def _list(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -138,7 +135,7 @@ class ShardedSafetensorsReader(Reader):
         files = self._files()
         self.limits.check_count(source, "members", len(set(files.values())))
         self._shards: dict[str, SafetensorsReader] = {}
-        try:
+        with self.closed_on_error():
             for file in dict.fromkeys(files.values()):
                 path = in_same_directory(source, file)
                 self._shards[file] = SafetensorsReader(path, limits)
@@ -152,9 +149,6 @@ class ShardedSafetensorsReader(Reader):
             infos = [shard.info(name) for name, shard in self._of.items()]
             size = sum(os.path.getsize(shard.source) for shard in self._shards.values())
             self._accept(infos, size)
-        except BaseException:
-            self.close()
-            raise
         every = {shard.integrity for shard in self._shards.values()}
         self.integrity = "verified" if every == {"verified"} else "unverified"
 

@@ -12,13 +12,12 @@ import bisect
 import functools
 import os
 from collections.abc import Iterator
-from types import TracebackType
 
 import numpy as np
 
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import corrupt
+from tfdeep.checkpoints._reader import Closeable, corrupt
 from tfdeep.errors import CheckpointError, UnknownFormatError
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
@@ -34,11 +33,8 @@ _ALL_BITS = 0xFFFFFFFF
 _ROW = 1 << 16
 
 
-class Table:
-    """A sorted table: an iterable of its keys and values, and a mapping of them.
-
-    Use it in a `with` statement, or close it.
-    """
+class Table(Closeable):
+    """A sorted table: an iterable of its keys and values, and a mapping of them."""
 
     def __init__(self, source: str, path: str, kind: str, limits: Limits) -> None:
         """Opens a table.
@@ -57,11 +53,8 @@ class Table:
             self._file = open(path, "rb")  # noqa: SIM115 - close() closes it
         except OSError as error:
             raise self.damaged(error) from error
-        try:
+        with self.closed_on_error():
             self._list()
-        except BaseException:
-            self.close()
-            raise
 
     def _list(self) -> None:
         self.size = os.fstat(self._file.fileno()).st_size
@@ -209,17 +202,6 @@ class Table:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:

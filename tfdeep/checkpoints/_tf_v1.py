@@ -10,6 +10,7 @@ from tensorflow.core.framework import versions_pb2
 from tensorflow.core.util import saved_tensor_slice_pb2
 
 from tfdeep.checkpoints._limits import Limits, dtype_of, number_of_bytes
+from tfdeep.checkpoints._reader import Closeable
 from tfdeep.checkpoints._tf_index import Checks, Part
 from tfdeep.checkpoints._tf_table import Table
 
@@ -29,7 +30,7 @@ _META, _DATA = 1, 2
 _TENSOR, _VERSIONS = 1, 2
 
 
-class V1File:
+class V1File(Closeable):
     """Lists and reads the tensors of a checkpoint of the first format.
 
     Every block of the file has a checksum, which is checked when it is read.
@@ -45,11 +46,8 @@ class V1File:
         self.size = self._table.size
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._parts: dict[str, list[Part]] = {}
-        try:
+        with self.closed_on_error():
             self._list()
-        except BaseException:
-            self.close()
-            raise
 
     def _list(self) -> None:
         checks = self._checks

@@ -128,11 +128,8 @@ class TorchReader(Reader):
         self._used: set[str] = set()
         self._shared: set[str] = set()
         self._kept: tuple[str, bytes] | None = None
-        try:
+        with self.closed_on_error():
             self._list()
-        except BaseException:
-            self.close()
-            raise
 
     def _list(self) -> None:
         top = self._top()

@@ -14,7 +14,7 @@ import zlib
 
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._limits import DEFLATE, Limits
-from tfdeep.checkpoints._reader import corrupt
+from tfdeep.checkpoints._reader import Closeable, corrupt
 from tfdeep.errors import CorruptFileError, UnsafeFileError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -59,7 +59,7 @@ class Member:
     crc: int | None
 
 
-class Archive:
+class Archive(Closeable):
     """The members of a zip archive.
 
     Args:
@@ -82,7 +82,7 @@ class Archive:
             raise corrupt(source, kind, "it has no members")
         limits.check_count(source, "members", len(infos))
         self._file = open(source, "rb")  # noqa: SIM115 - closed by `close`
-        try:
+        with self.closed_on_error():
             self._size = os.fstat(self._file.fileno()).st_size
             self.members: dict[str, Member] = {}
             for info in infos:
@@ -91,9 +91,6 @@ class Archive:
                 self.members[info.filename] = self._member(info)
             self._check_overlap(infos)
             self._check_count(len(infos))
-        except BaseException:
-            self.close()
-            raise
 
     def _member(self, info: zipfile.ZipInfo) -> Member:
         name = info.filename
