@@ -70,9 +70,10 @@ class LayerRecorder:
             if not _is_measurable(call.before_activation):
                 call.before_activation = None
         first = calls[self._first].input if self._first in calls else None
+        has_input = _is_measurable(first)
 
         def record() -> tf.Tensor:
-            if is_measurable:
+            if has_input:
                 places = _activations.sample(first)
                 scale = _activations.scale_of_features(places)
                 self._inputs.write(step, tf.stack(scale))
@@ -80,7 +81,6 @@ class LayerRecorder:
                 self._measure_outputs(step, calls)
             return tf.constant(0)
 
-        is_measurable = _is_measurable(first)
         return record
 
     def _measure_outputs(self, step: tf.Tensor, calls: dict[str, LayerCall]) -> None:

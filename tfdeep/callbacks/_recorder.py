@@ -239,7 +239,7 @@ class StepRecorder:
             tf.cond(
                 is_measured,
                 lambda: self._record_details(gradients, columns, largest),
-                lambda: tf.constant(0),
+                _nothing,
             )
             # Its squares underflow, but a norm is at least the largest entry.
             return tf.maximum(norms, largest)
@@ -261,7 +261,7 @@ class StepRecorder:
             for column, gradient in zip(columns, gradients, strict=True):
                 dense = tf.convert_to_tensor(gradient)
                 self._latest[column].assign(tf.cast(dense, tf.float32))
-        return tf.constant(0)
+        return _nothing()
 
     def _silent_units(self, gradients: dict[int, Gradient]) -> tf.Tensor:
         """The fraction of each bias' units that have had no gradient for a while."""
@@ -327,20 +327,19 @@ class StepRecorder:
         record_layers = self._layers.seen(self._step)
 
         def measure() -> tf.Tensor:
-            nothing = lambda: tf.constant(0)  # noqa: E731
-            tf.cond(is_due, record_layers, nothing)
-            tf.cond(is_before, self._copy_weights, nothing)
-            tf.cond(is_after, self._compare_weights, nothing)
-            return tf.constant(0)
+            tf.cond(is_due, record_layers, _nothing)
+            tf.cond(is_before, self._copy_weights, _nothing)
+            tf.cond(is_after, self._compare_weights, _nothing)
+            return _nothing()
 
-        sometimes(is_due | is_before | is_after, measure, lambda: tf.constant(0))
+        sometimes(is_due | is_before | is_after, measure, _nothing)
 
     def _copy_weights(self) -> tf.Tensor:
         if self._shared:
             self._shared_copy.assign(self._flat_shared())
         for i, copy in zip(self._single, self._copies, strict=True):
             copy.assign(tf.cast(self._variables[i].value, tf.float32))
-        return tf.constant(0)
+        return _nothing()
 
     def _compare_weights(self) -> tf.Tensor:
         old, change = [], []
@@ -355,7 +354,7 @@ class StepRecorder:
         row = [self._in_columns(_gradients.l2_norms(x), order) for x in (change, old)]
         # It is the update of the step before.
         self._update.write(self._step - 1, tf.concat(row, 0))
-        return tf.constant(0)
+        return _nothing()
 
     def _flat_shared(self) -> tf.Tensor:
         flat = [
@@ -421,6 +420,11 @@ class StepRecorder:
             )
             for name, values in recorded.items()
         }
+
+
+def _nothing() -> tf.Tensor:
+    """What a branch gives back that is there for what it writes."""
+    return tf.constant(0)
 
 
 def _is_due(step: tf.Tensor) -> tf.Tensor:
