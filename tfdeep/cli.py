@@ -222,7 +222,7 @@ def _model(path: str) -> Any:
     import keras
 
     try:
-        return keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(path)
     except ValueError as error:
         raise OSError(f"Keras cannot load {path!r}: {error}") from error
 

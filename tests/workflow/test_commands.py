@@ -16,7 +16,9 @@ def files(tmp_path):
     """A model, another one of the same layers, and weights of the first."""
     keras.utils.set_random_seed(1)
     model, weights = tmp_path / "model.keras", tmp_path / "net.safetensors"
-    nets.functional().save(model)
+    compiled = nets.functional()
+    compiled.compile("adam", nets.LOSS)
+    compiled.save(model)
     source = nets.functional()
     tfdeep.save_subset(source, weights)
     return model, weights, source
@@ -48,6 +50,7 @@ def test_restore_writes_a_new_model(files, tmp_path, capsys):
     assert main(["restore", *arguments, "--output", str(output)]) == DONE
     assert "Restored 2 variables" in capsys.readouterr().out
     restored = keras.saving.load_model(output)
+    assert type(restored.optimizer) is keras.optimizers.Adam
     np.testing.assert_array_equal(
         restored.get_layer("hidden1").kernel, source.get_layer("hidden1").kernel
     )
