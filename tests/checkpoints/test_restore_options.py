@@ -307,6 +307,15 @@ class TestOptimizer:
             tfdeep.restore(nets.functional(), path, optimizer=True)
 
 
+def test_layers_whose_names_have_dots_are_found_in_a_file_of_torch(tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3, name="block.1")(inputs))
+    kernel = np.arange(12, dtype="float32").reshape(3, 4)
+    path = npz(tmp_path, **{"block.1.weight": kernel, "block.1.bias": kernel[:, 0]})
+    tfdeep.restore(model, path, layout="torch")
+    np.testing.assert_array_equal(model.get_layer("block.1").kernel, kernel.T)
+
+
 class TestAmbiguousNames:
     def test_one_tensor_does_not_fill_two_variables(self, tmp_path):
         def twice():
@@ -360,10 +369,15 @@ class TestRemote:
         with pytest.raises(tfdeep.errors.UnsafeFileError, match="allow_remote=True"):
             tfdeep.restore(net(3), "gs://bucket/net.npz")
 
-    @pytest.mark.parametrize("kind", ["npz", "tf1_saver", "saved_model"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["npz", "tf1_saver", "saved_model", "sharded_weights", "tf1_saver, its index"],
+    )
     def test_it_is_copied_and_the_copy_removed(self, kind, tmp_path):
         written = nets.functional()
-        path = files.WRITERS[kind](written, tmp_path)
+        kind, _, part = kind.partition(", ")
+        path = (files.NAMED_WRITERS | files.WRITERS)[kind](written, tmp_path)
+        path = f"{path}.index" if part else path
         model = nets.functional()
         url = f"file://{path}"
         with tfdeep.checkpoints.open(url, allow_remote=True) as reader:

@@ -166,6 +166,7 @@ def make_plan(
         SelectionError: If a pattern of `rename` matches no name.
     """
     by_name = _by_name(tensors, rename, separator)
+    targets = [_in_components(target, separator) for target in targets]
     prefix = _common_prefix(targets, by_name)
     matched, missing, mismatched = [], [], []
     converters = {}
@@ -204,6 +205,21 @@ def make_plan(
     unused = tuple(tensor.name for tensor in tensors if tensor.name not in used)
     return RestorePlan(
         tuple(matched), tuple(missing), tuple(mismatched), unused, converters
+    )
+
+
+def _in_components(target: Target, separator: str) -> Target:
+    """The target, looked for by names as `_by_name` writes those of the file."""
+    return dataclasses.replace(
+        target,
+        names=tuple(name.replace(separator, "/") for name in target.names),
+        recipes=tuple(
+            dataclasses.replace(
+                recipe,
+                sources=tuple(n.replace(separator, "/") for n in recipe.sources),
+            )
+            for recipe in target.recipes
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -76,8 +77,12 @@ def _copy(source: str, directory: str) -> str:
                         os.path.join(folder, name), os.path.join(copy, inside, name)
                     )
             return copy
+        source = source.removesuffix(".index")  # what has one is a checkpoint
+        copy = copy.removesuffix(".index")
         if tf.io.gfile.exists(source):
             tf.io.gfile.copy(source, copy)
+            if copy.endswith(".json"):
+                _copy_shards(os.path.dirname(source), copy)
             return copy
         parts = tf.io.gfile.glob(f"{source}.index") + tf.io.gfile.glob(
             f"{source}.data-*"
@@ -89,6 +94,19 @@ def _copy(source: str, directory: str) -> str:
     if not parts:
         raise _missing(source, "there is no such file")
     return copy
+
+
+def _copy_shards(place: str, listing: str) -> None:
+    """Copies the files that a copied list names, if they lie beside it.
+
+    What is wrong with the list is for its reader to say.
+    """
+    with open(listing, "rb") as file:
+        text = file.read()
+    for name in tf.io.gfile.listdir(place):
+        here = os.path.join(os.path.dirname(listing), name)
+        if json.dumps(name).encode() in text and not os.path.exists(here):
+            tf.io.gfile.copy(f"{place}/{name}", here)
 
 
 def _missing(source: str, reason: str) -> UnknownFormatError:
