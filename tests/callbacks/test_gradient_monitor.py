@@ -10,6 +10,7 @@ from keras import layers
 
 import tfdeep
 from tests import nets
+from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.errors import (
     InvalidArgumentError,
     MissingDependencyError,
@@ -248,6 +249,23 @@ class TestLeavesTheModelAsItFoundIt:
             )
         self.check(model, optimizer)
         fit(model, [])
+
+
+@pytest.mark.parametrize("strategy", [None, nets.two_replicas])
+def test_it_stands_in_the_step_while_that_is_traced_and_not_at_each_call(
+    strategy, monkeypatch
+):
+    entered = []
+    watching = StepRecorder.watching
+    monkeypatch.setattr(
+        StepRecorder, "watching", lambda self: entered.append(1) or watching(self)
+    )
+    with strategy().scope() if strategy else contextlib.nullcontext():
+        model = build()
+        model.compile(sgd(), nets.LOSS)
+    fit(model, GradientMonitor(), epochs=2)
+    # TensorFlow traces once more what has made variables: those of the optimizer.
+    assert 1 <= len(entered) <= 2 < 2 * STEPS
 
 
 def test_each_fit_starts_a_new_history():
