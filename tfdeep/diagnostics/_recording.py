@@ -39,16 +39,21 @@ class Recording:
         self._each = _Table(memory)
         self._due = _Table(memory)
 
-    def extend(self, rows: Mapping[str, np.ndarray]) -> None:
+    def extend(
+        self, rows: Mapping[str, np.ndarray], first_step: int | None = None
+    ) -> None:
         """Adds the next steps.
 
         Args:
             rows: By quantity, an array of shape (steps, columns); NaN where a step
                 was not measured.
+            first_step: The number of the first of them, if some before it are not
+                known. Defaults to the next one.
         """
         rows = {name: values for name, values in rows.items() if values.shape[1]}
         count = len(next(iter(rows.values())))
-        steps = np.arange(self.total_steps, self.total_steps + count)
+        first = self.total_steps if first_step is None else first_step
+        steps = np.arange(first, first + count)
         self._each.extend(steps, {k: v for k, v in rows.items() if k in _EACH_STEP})
         due = {k: v for k, v in rows.items() if k not in _EACH_STEP}
         measured = np.zeros(count, bool)
@@ -57,7 +62,7 @@ class Recording:
                 continue  # known at every step, kept for the measured ones
             measured |= ~np.isnan(values).all(axis=1)
         self._due.extend(steps[measured], {k: v[measured] for k, v in due.items()})
-        self.total_steps += count
+        self.total_steps = first + count
 
     @property
     def steps(self) -> np.ndarray:

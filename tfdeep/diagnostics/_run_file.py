@@ -423,10 +423,11 @@ def _recording(
     for i, row in enumerate(rows):
         for name, values in row.items():
             columns[name][i] = values
-    # A recording numbers its steps by itself: each gap starts a new count.
     cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
     for part in np.split(np.arange(len(numbers)), cuts):
         if len(part):
-            recording.total_steps = int(numbers[part[0]])
-            recording.extend({name: values[part] for name, values in columns.items()})
+            recording.extend(
+                {name: values[part] for name, values in columns.items()},
+                first_step=int(numbers[part[0]]),
+            )
     return recording
