@@ -268,14 +268,15 @@ def overlapping(count=50, size=100_000):
 def bomb():
     """Four gigabytes of zeros in four megabytes."""
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block, packed, size = bytes(1 << 24), b"", 1 << 32
+    block, size = bytes(1 << 24), 1 << 32
     header = npy(f"({size // 4},)", data=b"")
-    packed += pack.compress(header)
-    crc = zlib.crc32(header)
-    for _ in range(size // len(block)):
-        packed += pack.compress(block)
-        crc = zlib.crc32(block, crc)
+    packed = pack.compress(header) + pack.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush a block does not refer to what stands before it.
+    packed += (pack.compress(block) + pack.flush(zlib.Z_FULL_FLUSH)) * (size >> 24)
     packed += pack.flush()
+    crc = zlib.crc32(header)
+    for _ in range(size >> 24):
+        crc = zlib.crc32(block, crc)
     total = (len(header) + size) & 0xFFFFFFFF
     local = struct.pack(
         "<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 0, crc, len(packed), total, 5, 0

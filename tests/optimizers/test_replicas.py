@@ -53,8 +53,15 @@ def alone(request):
     }
 
 
+# Where the short form trains fewer: the same code runs there in more processes.
+FEW = ("ClipByGlobalNorm, AdamW", "Accumulate(ClipByGlobalNorm), AdamW", "Keras")
+
+
 @pytest.mark.parametrize("way", ["2 replicas", "4 replicas", "2 workers"])
-def test_the_weights_are_those_of_one_device(way, alone):
+def test_the_weights_are_those_of_one_device(way, alone, request):
+    if way != "2 replicas" and not request.config.getoption("--long"):
+        alone = {key: w for key, w in alone.items() if key[0].startswith(FEW)}
+        assert len(alone) == 2 * len(FEW)
     names = list(dict.fromkeys(name for name, _ in alone))
     if way == "2 workers":
         first, second = replica_parity.train_on_workers(names)
@@ -71,7 +78,7 @@ def test_the_weights_are_those_of_one_device(way, alone):
             assert difference < 1e-6, key
 
 
-def all_reduces(optimizer_of, tmp_path):
+def all_reduces(optimizer_of):
     """The number of sums over replicas in the graph of one train step, by replica."""
     strategy = nets.two_replicas()
     with strategy.scope():
@@ -90,11 +97,14 @@ def all_reduces(optimizer_of, tmp_path):
     return len(calls) / 2
 
 
+@pytest.fixture(scope="module")
+def plain_all_reduces():
+    return all_reduces(lambda inner: inner)
+
+
 @pytest.mark.parametrize("wrapper", replica_parity.WRAPPERS)
-def test_a_step_sums_over_the_replicas_once(wrapper, tmp_path):
-    plain = all_reduces(lambda inner: inner, tmp_path)
-    ours = all_reduces(replica_parity.WRAPPERS[wrapper], tmp_path)
-    assert ours == plain
+def test_a_step_sums_over_the_replicas_once(wrapper, plain_all_reduces):
+    assert all_reduces(replica_parity.WRAPPERS[wrapper]) == plain_all_reduces
 
 
 def run_step(replica_gradient, make_optimizers):
