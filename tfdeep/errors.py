@@ -11,6 +11,9 @@
     │   ├── UnsafeFileError                   the file reaches outside itself
     │   ├── LimitError                        the file declares too much
     │   └── MismatchError      (ValueError)   file and model do not fit together
+    ├── CacheError                            anything about a cache on disk
+    │   ├── CorruptCacheError                 what is cached is damaged
+    │   └── DiskFullError      (OSError)      no room to write a cache
     ├── NonFiniteGradientError (ArithmeticError)  too many steps in a row skipped
     ├── SickLayerError                        a monitor found one and was to raise
     └── MissingDependencyError (ImportError)  an optional package is not installed
@@ -21,6 +24,7 @@ error is raised, the model is as it was before the call.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,9 +32,12 @@ if TYPE_CHECKING:
     from tfdeep.diagnostics import Finding
 
 __all__ = [
+    "CacheError",
     "CheckpointError",
+    "CorruptCacheError",
     "CorruptFileError",
     "DataError",
+    "DiskFullError",
     "InvalidArgumentError",
     "LimitError",
     "MismatchError",
@@ -41,6 +48,7 @@ __all__ = [
     "SickLayerError",
     "SickLayerWarning",
     "TfdeepError",
+    "TrainableFlagWarning",
     "UnknownFormatError",
     "UnsafeFileError",
 ]
@@ -99,6 +107,22 @@ class MismatchError(CheckpointError, ValueError):
         self.report = report
 
 
+class CacheError(TfdeepError):
+    """Base class of the errors about caches on disk."""
+
+
+class CorruptCacheError(CacheError):
+    """A cache entry is not as it was when it was finished."""
+
+
+class DiskFullError(CacheError, OSError):
+    """There is no room for what is to be cached. What is finished is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.ENOSPC
+
+
 class NonFiniteGradientError(TfdeepError, ArithmeticError):
     """More steps in a row than allowed had a gradient that was not finite."""
 
@@ -117,6 +141,10 @@ class SickLayerError(TfdeepError):
 
 class SickLayerWarning(UserWarning):
     """A `GradientMonitor` found a layer that does not train well."""
+
+
+class TrainableFlagWarning(UserWarning):
+    """A `trainable` flag was set by hand after `compile`; `fit` goes by it."""
 
 
 class MissingDependencyError(TfdeepError, ImportError):

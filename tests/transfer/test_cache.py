@@ -118,7 +118,7 @@ def test_the_frozen_part_runs_once():
     head, features, _ = tfdeep.cache_frozen(model, nets.dataset())
     head.compile("sgd", nets.LOSS)
     head.fit(features, epochs=3, verbose=0, shuffle=False)
-    assert len(runs) == 6
+    assert len(runs) == 8  # and the first batch twice more, to see that it repeats
 
 
 def test_features_labels_and_weights_are_passed_through_in_order():
@@ -304,20 +304,11 @@ class TestRefused:
     def test_something_else_than_a_dataset(self):
         self.check(DataError, "reads a dataset", self.frozen(), nets.examples())
 
-    def test_a_directory(self, tmp_path):
-        self.check(
-            InvalidArgumentError,
-            "cannot write to disk yet",
-            self.frozen(),
-            nets.dataset(),
-            cache_dir=tmp_path,
-        )
-
     @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", True])
     def test_a_batch_size(self, batch_size):
         self.check(
             InvalidArgumentError,
-            "batches of this size",
+            "cannot work with this argument",
             self.frozen(),
             nets.dataset(),
             batch_size=batch_size,

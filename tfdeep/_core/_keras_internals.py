@@ -9,8 +9,11 @@ checked.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tfdeep._core import _optimizers
@@ -35,20 +38,169 @@ def producer(tensor: Any) -> Any:
     return operation._inbound_nodes[node_index]
 
 
+def uncast_value(variable: Any) -> Any:
+    """A variable's value in its own dtype, also in a layer of mixed precision."""
+    autocast, variable._autocast = variable._autocast, False
+    try:
+        return variable.value
+    finally:
+        variable._autocast = autocast
+
+
 def has_mask(tensor: Any) -> bool:
     """Whether Keras hands a mask on beside a symbolic tensor."""
     return getattr(tensor, "_keras_mask", None) is not None
 
 
+def call_arguments(node: Any, tensors: dict[int, Any]) -> tuple[Any, Any]:
+    """How a node called its operation, with `tensors[id(t)]` in place of each input."""
+    args, kwargs = node.arguments.fill_in(tensors)
+    return args, kwargs
+
+
 def call_node(node: Any, tensors: dict[int, Any]) -> Any:
     """Calls a node's operation again, with `tensors[id(t)]` in place of each input."""
-    args, kwargs = node.arguments.fill_in(tensors)
+    args, kwargs = call_arguments(node, tensors)
     return node.operation(*args, **kwargs)
 
 
 def built_for(optimizer: Any) -> list[Any]:
     """The model variables for which an optimizer has made its own variables."""
     return list(optimizer._trainable_variables)
+
+
+def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
+    """An optimizer's own variables, each with the model variable it belongs to or None.
+
+    Keras optimizers keep what they know of the model's variables in lists with an
+    entry for each. The names in them may be the same: those of `Adafactor` are, and
+    those of two inner models whose layers have the same names.
+
+    Returns:
+        By a key that is the same for another optimizer of this kind.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    inside = [inner] if inner is not None else getattr(optimizer, "optimizers", [])
+    own = {id(v) for v in optimizer._variables}
+    own -= {id(v) for other in inside for v in other.variables}
+    variables = built_for(optimizer)
+    state: dict[Any, tuple[Any, Any]] = {}
+    for name, value in vars(optimizer).items():
+        if name in ("_variables", "_trainable_variables") or name.startswith("_self_"):
+            continue  # lists of all, and what TensorFlow keeps for its checkpoints
+        entries: list[tuple[Any, Any, Any]] = [(None, value, None)]
+        if isinstance(value, dict):
+            entries = [(key, entry, None) for key, entry in value.items()]
+        elif isinstance(value, (list, tuple)) and len(value) == len(variables):
+            entries = [(id(v), e, v) for v, e in zip(variables, value, strict=True)]
+        for key, entry, owner in entries:
+            if id(entry) in own:
+                own.discard(id(entry))
+                state[name, key] = (entry, owner)
+    places: dict[str, int] = {}
+    for variable in optimizer._variables:
+        if id(variable) in own:
+            place = places.setdefault(variable.name, 0)
+            places[variable.name] += 1
+            state["", variable.name, place] = (variable, None)
+    return state
+
+
+def multiply_rates(
+    optimizer: Any, owner: Any, factors: Sequence[tuple[Any, float]]
+) -> None:
+    """Has an optimizer update each variable with its own multiple of the learning rate.
+
+    Keras hands the learning rate to `update_step` for each variable, but lets weight
+    decay read it for all of them.
+
+    Args:
+        optimizer: The one that updates weights.
+        owner: Whose factors these are. They replace those given before, multiply with
+            those of other owners, and end with this object.
+        factors: Variables that the optimizer was built for, each with its factor.
+    """
+    by_owner = vars(optimizer).setdefault("_tfdeep_rates", weakref.WeakKeyDictionary())
+    by_owner[owner] = {optimizer._var_key(v): factor for v, factor in factors}
+    if "update_step" in vars(optimizer):
+        return
+    keras_own = optimizer.update_step
+
+    def factor_of(variable: Any) -> float:
+        key = optimizer._var_key(variable)
+        return math.prod(factors.get(key, 1.0) for factors in by_owner.values())
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        factor = factor_of(variable)
+        rate = learning_rate if factor == 1 else learning_rate * factor
+        keras_own(gradient, variable, rate)
+
+    def apply_weight_decay(variables: Sequence[Any]) -> None:
+        by_factor: dict[float, list[Any]] = {}
+        for variable in variables:
+            by_factor.setdefault(factor_of(variable), []).append(variable)
+        for factor, group in by_factor.items():
+            scaled = _WithRate(optimizer, factor)
+            type(optimizer)._apply_weight_decay(scaled, group)
+
+    vars(optimizer)["update_step"] = update_step
+    vars(optimizer)["_apply_weight_decay"] = apply_weight_decay
+
+
+class _WithRate:
+    """An optimizer that reads a multiple of its own learning rate."""
+
+    def __init__(self, optimizer: Any, factor: float) -> None:
+        self._optimizer = optimizer
+        self._factor = factor
+
+    @property
+    def learning_rate(self) -> Any:
+        return self._optimizer.learning_rate * self._factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+
+@contextlib.contextmanager
+def schedule_hidden(optimizer: Any) -> Iterator[Any]:
+    """Takes away what gives the learning rate, and gives it back; None for a number.
+
+    Keras asks a schedule for its config, which one of a user's own may not have.
+    """
+    rate = optimizer._learning_rate
+    if not callable(rate):
+        yield None
+        return
+    vars(optimizer)["_learning_rate"] = 0.0
+    try:
+        yield rate
+    finally:
+        vars(optimizer)["_learning_rate"] = rate
+
+
+def group_chooser(optimizer: Any) -> Callable[[Any], Any]:
+    """How a `MultiOptimizer` chooses a variable's optimizer, the known one first."""
+    chosen: dict[int, Any] = {}
+
+    def group_of(variable: Any) -> Any:
+        index = optimizer._var_to_optimizer_idx.get(optimizer._var_key(variable))
+        if index is not None:
+            return optimizer.optimizers[index]
+        if id(variable) not in chosen:
+            chosen[id(variable)] = optimizer._optimizer_map(variable)
+        return chosen[id(variable)]
+
+    return group_of
+
+
+def groups_kept(old: Any, new: Any) -> dict[str, Any]:
+    """What a `MultiOptimizer` holds of its own when it takes over another's state."""
+    return {
+        "_inner_optimizers": [*old.optimizers, *new.optimizers[len(old.optimizers) :]],
+        "_optimizer_map": old._optimizer_map,
+        "_var_to_optimizer_idx": old._var_to_optimizer_idx | new._var_to_optimizer_idx,
+    }
 
 
 def trainable_when_compiled(model: Any) -> Any:

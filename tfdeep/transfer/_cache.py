@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._graph import graph_nodes
 from tfdeep._core._records import Record, human_bytes, render_table
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
-from tfdeep.transfer import _graph
-from tfdeep.transfer._inference_mode import acts_in_training
+from tfdeep.errors import InvalidArgumentError, ModelError
+from tfdeep.transfer._cut import cut, origin
+from tfdeep.transfer._examples import checked_dataset
+from tfdeep.transfer._reading import Trunk
+from tfdeep.transfer._table import features_of
+from tfdeep.transfer._tables import Cached, cache_in_memory, cache_on_disk
+
+_STORAGE = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class CachedTensor:
     Attributes:
         layer: Name of the layer that gives it.
         shape: Its shape for one example.
-        dtype: Its dtype.
+        dtype: The dtype in which it is cached.
     """
 
     layer: str
@@ -45,8 +49,15 @@ class CacheReport(Record):
         boundary: The tensors that are cached for each example.
         examples: Number of examples.
         batches: Number of batches.
+        variants: Number of passes that are cached.
         bytes: Size of the cached features, labels and weights, in bytes.
-        seconds: Time that running the frozen part took, in seconds.
+        seconds: Time that this call took, in seconds.
+        frozen_seconds: Time that the frozen part takes for one epoch, in seconds.
+        rounding: Largest difference that `storage_dtype` made to a feature, relative
+            to the largest feature.
+        key: What the entry on disk is called, or None in memory.
+        path: Where the entry is, or None in memory.
+        found: Whether the entry was there already, whole.
     """
 
     frozen_layers: tuple[str, ...]
@@ -54,19 +65,80 @@ class CacheReport(Record):
     boundary: tuple[CachedTensor, ...]
     examples: int
     batches: int
+    variants: int
     bytes: int
     seconds: float
+    frozen_seconds: float
+    rounding: float
+    key: str | None
+    path: str | None
+    found: bool
+    _compare: Callable[[int], float] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def epochs_to_break_even(self) -> float:
+        """After how many epochs the time that this call took is won back."""
+        return self.seconds / self.frozen_seconds if self.frozen_seconds else 0.0
+
+    def check(self, batches: int = 1) -> float:
+        """Proves that the head, on the features, gives what the model gives.
+
+        Use it after training: the model has the head's weights, so the outputs are
+        equal but for rounding.
+
+        Args:
+            batches: Number of batches to compare.
+
+        Returns:
+            The largest difference, relative to the largest output.
+
+        Raises:
+            ModelError: If the outputs differ by more than 1e-4, or by more than the
+                rounding of `storage_dtype` explains; or if passes of augmentation
+                were cached, which the model does not repeat.
+        """
+        if self.variants > 1:
+            raise ModelError(
+                explain(
+                    "Augmented features cannot be compared with the model's outputs.",
+                    received=f"variants={self.variants}",
+                    expected="a cache of one pass without augmentation",
+                    fix="`model.evaluate` on data that is not augmented",
+                )
+            )
+        difference = self._compare(batches)
+        limit = max(1e-4, 100 * self.rounding)
+        if not difference <= limit:
+            raise ModelError(
+                explain(
+                    "The head does not give what the model gives.",
+                    received=f"outputs that differ by {difference:.2g} of the largest",
+                    expected=f"at most {limit:.2g}",
+                    fix="if frozen layers were unfrozen and trained after "
+                    "`cache_frozen`, call it again: the features are of the old ones",
+                )
+            )
+        return difference
 
     def __str__(self) -> str:
+        notes = [
+            f"ran once: {listing(self.frozen_layers, limit=8)}",
+            f"left to train: {listing(self.head_layers, limit=8)}",
+        ]
+        if self.rounding:
+            notes.append(f"rounded by at most {self.rounding:.1g} of the largest")
+        if self.path is not None:
+            where = "found whole in" if self.found else "written to"
+            notes.append(f"{where} {self.path}")
+        notes.append(f"won back after {self.epochs_to_break_even:.1f} epochs")
+        passes = f" x {self.variants} variants" if self.variants > 1 else ""
+        place = "in memory" if self.path is None else "on disk"
         return render_table(
-            f"Cached {self.examples:,} examples in {self.batches:,} batches: "
-            f"{human_bytes(self.bytes)} in memory, {self.seconds:.2f} s",
+            f"Cached {self.examples:,} examples{passes} in {self.batches:,} batches: "
+            f"{human_bytes(self.bytes)} {place}, {self.seconds:.2f} s",
             ["boundary", "shape", "dtype"],
             [(tensor.layer, tensor.shape, tensor.dtype) for tensor in self.boundary],
-            notes=[
-                f"ran once: {listing(self.frozen_layers, limit=8)}",
-                f"left to train: {listing(self.head_layers, limit=8)}",
-            ],
+            notes=notes,
         )
 
 
@@ -75,6 +147,13 @@ def cache_frozen(
     dataset: Any,
     cache_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
+    shuffle: bool = False,
+    variants: int = 1,
+    storage_dtype: str | None = None,
+    shard_bytes: int = 128_000_000,
+    verify: bool = True,
+    dataset_id: str | None = None,
+    progress: bool | None = None,
 ) -> tuple[keras.Model, tf.data.Dataset, CacheReport]:
     """Runs a model's frozen part over a dataset once, and gives back the rest.
 
@@ -86,16 +165,38 @@ def cache_frozen(
     The boundary is found from the `trainable` flags. It may consist of several
     tensors, as within a residual block, and may run through an inner model.
 
-    The dataset is read once, so the features keep the order of that reading: a
-    dataset that is shuffled anew for each epoch is not shuffled anew any more.
-    Shuffle `features` instead.
+    With `cache_dir` the features outlive the process. An entry is found again by a
+    digest of all it depends on: the frozen part's operations and the last bit of its
+    weights, dtypes, the examples and their order, the versions of TensorFlow and Keras
+    (major and minor). Layer names, batch sizes and what the head looks like do not
+    count. An interrupted call goes on at the first shard that is missing, several
+    processes may build one entry at once, and a damaged entry is an error.
+
+    To know the examples, a call with `cache_dir` reads the dataset once without
+    running the model, and once more to build. `dataset_id` spares the first reading of
+    an entry that is there.
 
     Args:
         model: A Functional or Sequential model with frozen layers.
         dataset: A finite `tf.data.Dataset` of `(inputs, labels)` or `(inputs, labels,
-            sample_weights)`, in batches or, with `batch_size`, of single examples.
-        cache_dir: Not used yet: the cache is held in memory. Leave it at None.
+            sample_weights)`, in batches or, with `batch_size`, of single examples. On
+            disk it has to give the same examples in the same order each time it is
+            read: shuffle with `shuffle=True` instead of in the dataset.
+        cache_dir: Directory of the cache, which is made if need be; None holds the
+            features in memory.
         batch_size: Number of examples a batch. None keeps the dataset's batches.
+        shuffle: Whether the features come in a new order of all examples each epoch.
+        variants: Number of passes to cache. With more than one, augmentation before
+            the frozen part acts, and epoch `e` gives pass `e mod variants`.
+        storage_dtype: "float16" or "bfloat16" to store features in half the bytes;
+            they are given out in the boundary's own dtype. None stores that.
+        shard_bytes: Size of the files on disk, in bytes; what a killed call loses.
+        verify: Whether to check every byte of an entry before it is used, at some
+            gigabytes a second, or sizes and counts only.
+        dataset_id: A name for the examples and their order, in place of their digest.
+            It is for you to change it when they change.
+        progress: Whether to show a progress bar on standard error. None shows it in a
+            terminal only.
 
     Returns:
         The head (a `keras.Model` to compile and fit), the features (a
@@ -104,11 +205,11 @@ def cache_frozen(
 
     Raises:
         ModelError: If nothing or everything is frozen, the model is no graph of
-            layers, or a layer before the boundary acts in training.
-        DataError: If the dataset has no labels, no known end, or does not fit the
-            model.
-        InvalidArgumentError: If `cache_dir` is given, or `batch_size` is not a whole
-            number > 0.
+            layers, or the frozen part is not the same at every epoch.
+        DataError: If the dataset has no labels, no known end, examples of several
+            shapes, another order each time, or does not fit the model.
+        CacheError: If the entry on disk is damaged, or the disk is full.
+        InvalidArgumentError: If an argument cannot work as given.
 
     Example:
 
@@ -116,258 +217,158 @@ def cache_frozen(
     >>> _ = tfdeep.freeze(model, include="hidden1")
     >>> x, y = np.ones((10, 4), "float32"), np.zeros(10)
     >>> dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(5)
-    >>> head, features, report = tfdeep.cache_frozen(model, dataset)
-    >>> [layer.name for layer in head.layers[1:]], report.examples
-    (['hidden2', 'outputs'], 10)
+    >>> head, features, report = tfdeep.cache_frozen(model, dataset, tmp_path)
+    >>> [layer.name for layer in head.layers[1:]], report.examples, report.found
+    (['hidden2', 'outputs'], 10, False)
+    >>> tfdeep.cache_frozen(model, dataset, tmp_path)[2].found
+    True
     """
-    _check_arguments(cache_dir, batch_size)
-    trunk, head, part, head_nodes = _cut(model)
-    dataset = _checked_dataset(model, dataset, batch_size)
-
+    _check_arguments(
+        cache_dir, batch_size, shuffle, variants, storage_dtype, shard_bytes, verify
+    )
     started = time.perf_counter()
-    batches = _run(trunk, dataset)
-    seconds = time.perf_counter() - started
-    features, size = _in_memory(batches)
+    parts = cut(model, in_training=variants > 1)
+    dataset = checked_dataset(parts.model, dataset, batch_size)
+    trunk = Trunk(parts, variants > 1, storage_dtype)
+    cached: Cached
+    if cache_dir is None:
+        cached = cache_in_memory(dataset, trunk, variants, progress)
+    else:
+        cached = cache_on_disk(
+            parts,
+            dataset,
+            trunk,
+            cache_dir=os.fspath(cache_dir),
+            variants=variants,
+            storage_dtype=storage_dtype,
+            shard_bytes=shard_bytes,
+            verify=verify,
+            dataset_id=dataset_id,
+            progress=progress,
+        )
+    pack = _packing(dataset.element_spec, parts.part.boundary)
+    features = features_of(cached.tables, cached.sizes, shuffle, pack=pack)
+
+    def compare(batches: int) -> float:
+        return _difference(model, parts.head, dataset.take(batches), cached, pack)
+
     report = CacheReport(
-        frozen_layers=_weighted(part.nodes),
-        head_layers=_weighted(head_nodes),
+        frozen_layers=parts.frozen_layers,
+        head_layers=parts.head_layers,
         boundary=tuple(
-            CachedTensor(_origin(t), tuple(t.shape[1:]), str(t.dtype))
-            for t in part.boundary
+            CachedTensor(origin(t), tuple(t.shape[1:]), trunk.stored_dtype(t.dtype))
+            for t in parts.part.boundary
         ),
-        examples=sum(int(_rows(batch)) for batch in batches),
-        batches=len(batches),
-        bytes=size,
-        seconds=seconds,
+        examples=sum(cached.sizes),
+        batches=len(cached.sizes),
+        variants=variants,
+        bytes=cached.bytes,
+        seconds=time.perf_counter() - started,
+        frozen_seconds=cached.frozen_seconds,
+        rounding=cached.rounding,
+        key=cached.key,
+        path=cached.path,
+        found=cached.found,
+        _compare=compare,
     )
-    return head, features, report
+    return parts.head, features, report
 
 
-def _cut(model: Any) -> tuple[keras.Model, keras.Model, _graph.FrozenPart, list[Any]]:
-    model = _graph.flatten(model)
-    part = _graph.frozen_part(model)
-    nodes = graph_nodes(model)
-    kept = {id(node) for node in part.nodes}
-    head_nodes = [node for node in nodes if id(node) not in kept]
-    if not part.weighted or not head_nodes:
-        all_frozen = "everything is frozen" if part.weighted else "nothing is frozen"
-        raise ModelError(
-            explain(
-                f"There is nothing to gain from caching in `{model.name}`: "
-                f"{all_frozen} from the inputs on.",
-                received=f"layers with weights: {listing(_weighted(nodes), limit=8)}",
-                expected="frozen layers next to the inputs, and layers to train after "
-                "them",
-                fix="`tfdeep.freeze(model, include=...)` with the first layers' names; "
-                "nothing was changed",
-            )
-        )
-    acting = [n.operation.name for n in part.nodes if _acts_in_training(n.operation)]
-    if acting:
-        raise ModelError(
-            explain(
-                "The frozen part does not compute the same in training as at "
-                "inference, so its outputs cannot be cached.",
-                received=f"layers that act in training: {listing(acting)}",
-                expected="a frozen part that is the same at every epoch",
-                fix="`tfdeep.freeze(model, include=...)` makes frozen layers, and "
-                "those between them, run as at inference; move augmentation and "
-                "noise before them into the dataset; nothing was changed",
-            )
-        )
-    masked = [
-        _origin(tensor) for tensor in part.boundary if _keras_internals.has_mask(tensor)
-    ]
-    if masked:
-        raise ModelError(
-            explain(
-                "What the frozen part gives carries a mask, which a cache would lose.",
-                received=f"masked outputs of {listing(masked)}",
-                expected="a boundary behind the layers that use the mask",
-                fix="freeze up to the layer that ends the sequence, or build the "
-                "embedding with mask_zero=False; nothing was changed",
-            )
-        )
-    trunk = keras.Model(_graph.inputs_of(model), part.boundary, name="frozen")
-    return trunk, _head(model, part, head_nodes), part, head_nodes
+def _packing(spec: Any, boundary: list[Any]) -> Callable[..., Any]:
+    """A function from the columns of a table to what the head is trained on."""
+
+    def pack(*columns: tf.Tensor) -> Any:
+        features = [
+            tf.cast(column, tensor.dtype) if column.dtype != tensor.dtype else column
+            for column, tensor in zip(columns, boundary, strict=False)
+        ]
+        rest = keras.tree.pack_sequence_as(spec[1:], list(columns[len(boundary) :]))
+        return (tuple(features) if len(features) > 1 else features[0], *rest)
+
+    return pack
 
 
-def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
-    """The rest of the graph, from new inputs in the place of the boundary."""
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-        for tensor in part.boundary
-    ]
-    tensors = {id(t): x for t, x in zip(part.boundary, inputs, strict=True)}
-    tensors = _graph.replay(nodes, tensors)
-    outputs = keras.tree.map_structure(
-        lambda t: tensors[id(t)], _graph.outputs_of(model)
-    )
-    return keras.Model(
-        inputs if len(inputs) > 1 else inputs[0], outputs, name=f"{model.name}_head"
-    )
-
-
-def _acts_in_training(operation: Any) -> bool:
-    return isinstance(operation, keras.Layer) and acts_in_training(operation)
-
-
-def _run(trunk: keras.Model, dataset: tf.data.Dataset) -> list[tuple[Any, ...]]:
-    """Each batch with its inputs replaced by the trunk's outputs."""
-    run = tf.function(lambda x: trunk(x, training=False), reduce_retracing=True)
-    batches = []
+def _difference(
+    model: Any,
+    head: keras.Model,
+    dataset: tf.data.Dataset,
+    cached: Cached,
+    pack: Callable[..., Any],
+) -> float:
+    largest, start = 0.0, 0
     for x, *rest in dataset:
-        outputs = keras.tree.flatten(run(x))
-        batches.append((tuple(outputs) if len(outputs) > 1 else outputs[0], *rest))
-    return batches
+        rows = len(keras.tree.flatten(rest)[0])
+        columns = cached.tables[0].take(tf.range(start, start + rows, dtype=tf.int64))
+        features, *_ = pack(*columns)
+        found = keras.tree.flatten(head(features, training=False))
+        expected = keras.tree.flatten(model(x, training=False))
+        for a, b in zip(found, expected, strict=True):
+            a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+            scale = np.abs(b).max(initial=0.0) or 1.0
+            largest = max(largest, float(np.abs(a - b).max(initial=0.0) / scale))
+        start += rows
+    return largest
 
 
-def _in_memory(batches: Sequence[tuple[Any, ...]]) -> tuple[tf.data.Dataset, int]:
-    """A dataset that gives the batches again, and its size in bytes."""
-    table = keras.tree.map_structure(lambda *rows: tf.concat(rows, 0), *batches)
-    size = sum(
-        int(tf.size(rows)) * rows.dtype.size for rows in keras.tree.flatten(table)
-    )
-    sizes = [int(_rows(batch)) for batch in batches]
-    is_regular = all(n == sizes[0] for n in sizes[:-1]) and sizes[-1] <= sizes[0]
-    if is_regular:
-        return tf.data.Dataset.from_tensor_slices(table).batch(sizes[0]), size
-
-    ends = tf.cumsum(tf.constant(sizes, tf.int64))
-    starts = ends - sizes
-
-    def batch(i: tf.Tensor) -> Any:
-        return keras.tree.map_structure(lambda rows: rows[starts[i] : ends[i]], table)
-
-    return tf.data.Dataset.range(len(batches)).map(batch), size
-
-
-def _check_arguments(cache_dir: Any, batch_size: Any) -> None:
-    if cache_dir is not None:
-        raise InvalidArgumentError(
-            explain(
-                "`cache_frozen` cannot write to disk yet.",
-                received=f"cache_dir={os.fspath(cache_dir)!r}",
-                expected="cache_dir=None; the cache is held in memory",
-                fix="leave `cache_dir` out; nothing was written",
-            )
-        )
-    is_whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and (not is_whole or batch_size < 1):
-        raise InvalidArgumentError(
-            explain(
-                "`cache_frozen` cannot make batches of this size.",
-                received=f"batch_size={batch_size!r}",
-                expected="a whole number > 0, in examples, or None to keep the "
-                "dataset's batches",
-                fix="for example `batch_size=32`",
-            )
-        )
-
-
-def _checked_dataset(
-    model: Any, dataset: Any, batch_size: int | None
-) -> tf.data.Dataset:
-    """The dataset in batches, if it fits the model and ends."""
-    if not isinstance(dataset, tf.data.Dataset):
-        raise DataError(
-            explain(
-                "`cache_frozen` reads a dataset.",
-                received=f"a {type(dataset).__name__}",
-                expected="a `tf.data.Dataset` of (inputs, labels)",
-                fix="`tf.data.Dataset.from_tensor_slices((x, y)).batch(32)`",
-            )
-        )
-    spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
-        raise DataError(
-            explain(
-                "The dataset has no labels; the head could not be trained on it.",
-                received=f"elements of {_described(spec)}",
-                expected="tuples of (inputs, labels) or (inputs, labels, "
-                "sample_weights)",
-                fix="`tf.data.Dataset.zip((inputs, labels))`; nothing was changed",
-            )
-        )
-    if int(dataset.cardinality()) < 0:
-        endless = int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
-        raise DataError(
-            explain(
-                "The dataset does not say where it ends.",
-                received="a dataset without end" if endless else "an unknown length",
-                expected="a dataset of known length",
-                fix="`dataset.take(n)`"
-                if endless
-                else "`dataset.apply(tf.data.experimental.assert_cardinality(n))`, "
-                "where n counts its elements",
-            )
-        )
-    if int(dataset.cardinality()) == 0:
-        raise DataError(
-            explain(
-                "The dataset is empty.",
-                received="0 elements",
-                expected="at least one",
-                fix="check the files or filters it is made of; nothing was changed",
-            )
-        )
-    return _in_batches(model, dataset, batch_size)
-
-
-def _in_batches(
-    model: Any, dataset: tf.data.Dataset, batch_size: int | None
-) -> tf.data.Dataset:
-    given = [tuple(s.shape) for s in keras.tree.flatten(dataset.element_spec[0])]
-    wanted = [tuple(tensor.shape) for tensor in model.inputs]
-    if len(given) == len(wanted):
-        if all(map(_fits, given, wanted)):
-            if batch_size is None:
-                return dataset
-            return dataset.unbatch().batch(batch_size)
-        if all(map(_fits, [(None, *shape) for shape in given], wanted)):
-            if batch_size is not None:
-                return dataset.batch(batch_size)
-            raise DataError(
+def _check_arguments(
+    cache_dir: Any,
+    batch_size: Any,
+    shuffle: Any,
+    variants: Any,
+    storage_dtype: Any,
+    shard_bytes: Any,
+    verify: Any,
+) -> None:
+    def check(is_right: bool, received: str, expected: str, fix: str) -> None:
+        if not is_right:
+            raise InvalidArgumentError(
                 explain(
-                    "The dataset gives single examples.",
-                    received=f"inputs of shape {listing(given)}",
-                    expected=f"batches of shape {listing(wanted)}",
-                    fix="`dataset.batch(32)`, or pass `batch_size=32`",
+                    "`cache_frozen` cannot work with this argument.",
+                    received=received,
+                    expected=expected,
+                    fix=f"for example `{fix}`; nothing was changed",
                 )
             )
-    raise DataError(
-        explain(
-            "The dataset does not fit the model.",
-            received=f"inputs of shape {listing(given)}",
-            expected=f"inputs of shape {listing(wanted)}",
-            fix="check the dataset's `element_spec` against `model.inputs`; nothing "
-            "was changed",
+
+    check(
+        cache_dir is None
+        or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
+        f"cache_dir={cache_dir!r}",
+        "a directory, or None to hold the features in memory",
+        "cache_dir='cache'",
+    )
+    check(
+        batch_size is None or _is_whole(batch_size),
+        f"batch_size={batch_size!r}",
+        "a whole number > 0, in examples, or None to keep the dataset's batches",
+        "batch_size=32",
+    )
+    for name, value in (("shuffle", shuffle), ("verify", verify)):
+        check(
+            isinstance(value, bool),
+            f"{name}={value!r}",
+            "True or False",
+            f"{name}=True",
         )
+    check(
+        _is_whole(variants),
+        f"variants={variants!r}",
+        "a whole number > 0: how many passes to cache",
+        "variants=4",
+    )
+    check(
+        storage_dtype is None or storage_dtype in _STORAGE,
+        f"storage_dtype={storage_dtype!r}",
+        f"one of {listing(_STORAGE)}, or None",
+        "storage_dtype='float16'",
+    )
+    check(
+        _is_whole(shard_bytes),
+        f"shard_bytes={shard_bytes!r}",
+        "a whole number > 0, in bytes",
+        "shard_bytes=128_000_000",
     )
 
 
-def _fits(given: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(given) == len(wanted) and all(
-        g is None or w is None or g == w for g, w in zip(given, wanted, strict=True)
-    )
-
-
-def _described(spec: Any) -> str:
-    if isinstance(spec, tuple):
-        return f"{len(spec)} parts"
-    if isinstance(spec, dict):
-        return f"a dict of {listing(spec)}"
-    return f"one tensor of shape {getattr(spec, 'shape', '?')}"
-
-
-def _rows(batch: tuple[Any, ...]) -> tf.Tensor:
-    return tf.shape(keras.tree.flatten(batch)[0])[0]
-
-
-def _weighted(nodes: Sequence[Any]) -> tuple[str, ...]:
-    names = [n.operation.name for n in nodes if _graph.has_weights(n)]
-    return tuple(dict.fromkeys(names))
-
-
-def _origin(tensor: Any) -> str:
-    return str(_keras_internals.producer(tensor).operation.name)
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
