@@ -27,6 +27,11 @@ def layers_of(variables: Iterable[Any]) -> dict[int, Any]:
     }
 
 
+def layers() -> list[Any]:
+    """Every layer and model that is alive."""
+    return _living(keras.layers.Layer)
+
+
 def models_compiled_with(optimizer: Any) -> list[Any]:
     """The models to whose `compile` this optimizer was given, wrapped or bare."""
     return [

@@ -1,0 +1,124 @@
+"""Max-norm over the weights that come into one unit, whatever the layer."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdeep._core import _keras_internals, _layouts, _living
+from tfdeep._core._explain import explain
+from tfdeep.errors import InvalidArgumentError
+
+# By the `id` of each variable that was alive when one was last not found here. To look
+# for its layer takes some hundredths of a second, and a model has many variables.
+_AXES: dict[int, tuple[Any, tuple[int, ...]]] = {}
+
+
+@keras.saving.register_keras_serializable("tfdeep")
+class FanInMaxNorm(keras.constraints.Constraint):
+    """Bounds the norm of the weights that come into each unit.
+
+    Use it with dropout, or wherever weights must not grow without limit. After each
+    step, for the incoming weights w of a unit:
+
+        w  <-  w * min(1, c / ||w||)
+
+    What comes into a unit depends on the layer: a column of a dense or recurrent
+    kernel, a filter of a convolution (also grouped or transposed), a channel's window
+    of a depthwise one, a head's output of attention, a row of an embedding.
+    `keras.constraints.MaxNorm` takes axis 0 of all of them, which does not bound
+    the filters of a convolution; and it shrinks weights that are within the bound.
+
+    Keras applies constraints after steps, so initial values are not bounded before
+    the first one; `tfdeep.surgery.constrain` bounds them at once.
+
+    Args:
+        max_value: Float > 0. The constant c, in units of weight.
+        axis: Axis or axes over which to take the norm. None finds the layer of the
+            weight and takes the axes of one unit; a weight that belongs to no layer
+            is taken for a dense or convolution kernel.
+
+    Raises:
+        InvalidArgumentError: If `max_value` is not a finite number > 0, or `axis` is
+            not made of whole numbers.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(
+    ...     2, kernel_constraint=tfdeep.constraints.FanInMaxNorm(1.0)
+    ... )
+    >>> layer.build((None, 2))
+    >>> _ = layer.kernel.assign([[3.0, 0.3], [4.0, 0.4]])
+    >>> print(layer.kernel.constraint(layer.kernel).numpy())  # norms 5 and 0.5
+    [[0.6 0.3]
+     [0.8 0.4]]
+
+    Reference:
+        Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html
+        (section 5.1).
+    """
+
+    def __init__(
+        self, max_value: float = 2.0, axis: int | Sequence[int] | None = None
+    ) -> None:
+        if not _is_number(max_value) or not 0 < max_value < math.inf:
+            raise InvalidArgumentError(
+                explain(
+                    "`FanInMaxNorm` cannot bound norms by this value.",
+                    received=f"max_value={max_value!r}",
+                    expected="a finite number > 0, in units of weight",
+                    fix="for example `max_value=2.0`",
+                )
+            )
+        axes = [axis] if isinstance(axis, int) else axis
+        if axes is not None and not all(type(i) is int for i in axes):
+            raise InvalidArgumentError(
+                explain(
+                    "`FanInMaxNorm` cannot take norms over these axes.",
+                    received=f"axis={axis!r}",
+                    expected="a whole number, several, or None to go by the layer",
+                    fix="for example `axis=(0, 1, 2)` for the kernel of a Conv2D",
+                )
+            )
+        self.max_value = float(max_value)
+        self.axis = None if axes is None else tuple(axes)
+
+    def __call__(self, w: Any) -> Any:
+        axes = _axes_of(w) if self.axis is None else self.axis
+        value = tf.convert_to_tensor(w)
+        exact = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+        norms = tf.sqrt(tf.reduce_sum(tf.square(exact), axis=axes, keepdims=True))
+        bounded = tf.where(
+            norms > self.max_value, exact * (self.max_value / norms), exact
+        )
+        return tf.cast(bounded, value.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"max_value": self.max_value, "axis": self.axis}
+
+
+def _axes_of(w: Any) -> tuple[int, ...]:
+    """The axes of one unit's weights in a variable."""
+    if not isinstance(w, keras.Variable):
+        return tuple(range(max(len(w.shape) - 1, 1)))
+    known = _AXES.get(id(w))
+    if known is None or known[0]() is not w:  # the ids of the dead are given again
+        _AXES.clear()
+        for layer in _living.layers():
+            for variable in _keras_internals.declared_trainable(layer):
+                _AXES[id(variable)] = _with_axes(variable, layer)
+        known = _AXES.setdefault(id(w), _with_axes(w, None))
+    return known[1]
+
+
+def _with_axes(variable: Any, layer: Any) -> tuple[Any, tuple[int, ...]]:
+    return weakref.ref(variable), _layouts.unit_axes(variable, layer)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

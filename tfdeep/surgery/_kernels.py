@@ -1,0 +1,81 @@
+"""The kernels of a built model, and the settings that layers keep for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfdeep._core import _keras_internals, _paths
+from tfdeep._core._explain import explain
+from tfdeep._core._graph import is_graph
+from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep.errors import ModelError
+
+# Layers whose own configuration holds that of the layers inside.
+_CONTAINERS = (
+    keras.Sequential,
+    keras.layers.Wrapper,
+    keras.layers.Bidirectional,
+    keras.layers.RNN,
+    keras.layers.StackedRNNCells,
+)
+
+
+def select_kernels(
+    model: Any, include: Patterns, exclude: Patterns
+) -> list[ModelVariable]:
+    """The weights of two axes and more that multiply something, and are selected."""
+    kernels = [v for v in _paths.model_variables(model) if _is_kernel(v.variable)]
+    if not kernels:
+        raise ModelError(
+            explain(
+                f"The model `{model.name}` has no kernels.",
+                received="weights of one axis only",
+                expected="at least one layer with a kernel",
+                fix="leave the call out; nothing was changed",
+            )
+        )
+    chosen = _paths.select([v.path for v in kernels], include, exclude, what="kernel")
+    by_path = {v.path: v for v in kernels}
+    return [by_path[path] for path in chosen]
+
+
+def _is_kernel(variable: Any) -> bool:
+    name = variable.name
+    is_other = "bias" in name or name in (
+        "alpha",
+        "gamma",
+        "beta",
+        "seed_generator_state",
+    )
+    return len(variable.shape) >= 2 and not is_other
+
+
+def setting_of(kernel: ModelVariable, kind: str) -> str | None:
+    """The attribute in which its layer keeps a kernel's regularizer or constraint."""
+    stems = [kernel.variable.name.removesuffix("_kernel"), "depthwise"]
+    names = [f"{stem}_{kind}" for stem in stems]
+    return next((name for name in names if hasattr(kernel.layer, name)), None)
+
+
+def layers_in_config(model: Any) -> set[int]:
+    """The ids of the layers whose settings are saved with the model."""
+    found: set[int] = set()
+
+    def visit(layer: Any) -> None:
+        found.add(id(layer))
+        if isinstance(layer, _CONTAINERS) or is_graph(layer):
+            for child in _keras_internals.sublayers(layer):
+                visit(child)
+
+    visit(model)
+    return found
+
+
+def forget_compiled_steps(model: Any) -> None:
+    """Has a compiled model trace its steps anew: they hold what was set before."""
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
