@@ -1,0 +1,88 @@
+"""For which variable of which layer an initializer is being called.
+
+Keras tells an initializer nothing but a shape, and a shape does not tell a depthwise
+kernel from that of a plain convolution. So the callers are asked: the public method
+`Layer.add_weight` and the `keras.Variable` it makes are among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tfdeep._core import _keras_internals
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The variable for which values are drawn.
+
+    Attributes:
+        layer: Its layer; None if there is none or it is not known.
+        name: The variable's own name; empty if the initializer was called directly.
+        path: The path that Keras gives the variable; empty likewise.
+    """
+
+    layer: Any = None
+    name: str = ""
+    path: str = ""
+
+
+_told: contextvars.ContextVar[Owner | None] = contextvars.ContextVar(
+    "told", default=None
+)
+
+
+@contextlib.contextmanager
+def drawing_for(layer: Any, variable: Any) -> Iterator[None]:
+    """Tells initializers the owner while the context is open."""
+    token = _told.set(Owner(layer, variable.name, variable.path))
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def current() -> Owner:
+    """The owner of the values that are being drawn."""
+    told = _told.get()
+    if told is not None:
+        return told
+    variable: Any = None
+    frame = inspect.currentframe()
+    while frame is not None:
+        me: Any = frame.f_locals.get("self")
+        if variable is None and issubclass(type(me), keras.Variable):
+            variable = me
+        elif variable is not None and issubclass(type(me), keras.layers.Layer):
+            if frame.f_code.co_name == "add_weight":
+                return Owner(me, variable.name, variable.path)
+            # A variable that was made while only shapes were asked for gets its value
+            # later, when its layer is no longer among the callers; a model is.
+            layer = _layer_inside(me, variable)
+            if layer is not None:
+                return Owner(layer, variable.name, variable.path)
+        frame = frame.f_back
+    if variable is None:
+        return Owner()
+    return Owner(None, variable.name, variable.path)
+
+
+def _layer_inside(layer: Any, variable: Any) -> Any:
+    """The layer in `layer`, itself included, that has made `variable`."""
+    waiting, seen = [layer], {id(layer)}
+    while waiting:
+        layer = waiting.pop()
+        if any(v is variable for v in _keras_internals.declared_trainable(layer)):
+            return layer
+        for inner in _keras_internals.sublayers(layer):
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                waiting.append(inner)
+    return None
