@@ -97,39 +97,40 @@ def propagate(activation, start, depth, seed=SEED):
     return variance, signal, norms
 
 
-def draw(found, depth, output):
+def draw(found, depths, output):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(
-        2, len(ACTIVATIONS), figsize=(14, 6), sharex=True, layout="constrained"
-    )
-    for column, activation in zip(panels.T, ACTIVATIONS, strict=True):
-        for color, start in enumerate(STARTS):
-            result = found.get((activation, start, depth))
-            if result is None:
-                continue
-            variance, signal, norms = result
-            steps = np.arange(1, depth + 1)
-            with np.errstate(all="ignore"):
-                column[0].semilogy(
-                    steps, variance * signal, color=f"C{color}", label=start
-                )
-                column[1].semilogy(
-                    steps, norms / norms[-1], color=f"C{color}", label=start
-                )
-        column[0].set(title=activation)
-        column[1].set(xlabel="hidden layer")
-        for axes in column:
-            axes.set_ylim(1e-8, 1e8)
-            axes.grid(alpha=0.3)
-    panels[0, 0].set(ylabel="variance between examples")
-    panels[1, 0].set(ylabel="gradient norm over the last")
+    figure = plt.figure(figsize=(11, 4.5 * len(depths)), layout="constrained")
+    parts = figure.subfigures(len(depths), squeeze=False)[:, 0]
+    for part, depth in zip(parts, depths, strict=True):
+        part.suptitle(f"{depth} layers", fontweight="bold")
+        panels = part.subplots(2, len(ACTIVATIONS), sharex=True, sharey=True)
+        for column, activation in zip(panels.T, ACTIVATIONS, strict=True):
+            column[0].set(title=activation)
+            column[1].set(xlabel="hidden layer")
+            for color, start in enumerate(STARTS):
+                result = found.get((activation, start, depth))
+                if result is None:
+                    continue
+                variance, signal, norms = result
+                steps = np.arange(1, depth + 1)
+                line = {"color": f"C{color}", "label": start}
+                # Broken, for the lines beneath them to be seen.
+                line["linestyle"] = {"orthogonal": "--", "LSUV": ":"}.get(start, "-")
+                with np.errstate(all="ignore"):
+                    column[0].semilogy(steps, variance * signal, **line)
+                    column[1].semilogy(steps, norms / norms[-1], **line)
+            for axes in column:
+                axes.set_ylim(1e-8, 1e8)
+                axes.grid(alpha=0.3)
+        panels[0, 0].set(ylabel="variance\nbetween examples")
+        panels[1, 0].set(ylabel="gradient norm\nover the last")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
-    figure.savefig(output, dpi=90)
+    figure.savefig(output, dpi=68)
     plt.close(figure)
 
 
@@ -156,7 +157,7 @@ def main(arguments=None):
                     cells = "overflow | | "
                 print(f"| {activation} | {start} | {depth} | {cells} |")
     if options.output:
-        draw(found, options.depths[-1], options.output)
+        draw(found, options.depths, options.output)
         print(f"figure in {options.output}")
     return found
 

@@ -18,13 +18,18 @@ if _keras.backend.backend() != "tensorflow":
 from tfdeep import (
     callbacks,
     checkpoints,
+    constraints,
     diagnostics,
     distribute,
     errors,
+    initializers,
+    layers,
     models,
     optimizers,
+    surgery,
     transfer,
 )
+from tfdeep._finetune import FineTuneReport, FineTuneStage, finetune
 from tfdeep.checkpoints._restore import restore
 from tfdeep.checkpoints._save import save_subset
 from tfdeep.diagnostics._diagnose import diagnose
@@ -32,18 +37,25 @@ from tfdeep.transfer._cache import cache_frozen
 from tfdeep.transfer._freeze import freeze, unfreeze
 
 __all__ = [
+    "FineTuneReport",
+    "FineTuneStage",
     "cache_frozen",
     "callbacks",
     "checkpoints",
+    "constraints",
     "diagnose",
     "diagnostics",
     "distribute",
     "errors",
+    "finetune",
     "freeze",
+    "initializers",
+    "layers",
     "models",
     "optimizers",
     "restore",
     "save_subset",
+    "surgery",
     "transfer",
     "unfreeze",
 ]

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tfdeep", description="Train deep Keras networks and reuse their layers."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_demo, _add_inspect, _add_restore, _add_compare, _add_report):
+    for add in _COMMANDS:
         add(commands)
     options = parser.parse_args(arguments)
     # TensorFlow's start-up messages would bury the tables.
@@ -278,6 +278,60 @@ def _matching(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# tfdeep cache
+
+
+def _add_cache(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="list, verify or remove what cache_frozen has stored",
+        description="Looks after a cache_dir of `tfdeep.cache_frozen`. KEY may be the "
+        "first characters of a key.",
+    )
+    actions = cache.add_subparsers(dest="action", required=True)
+    for name, keys, about in (
+        ("ls", None, "list the entries"),
+        (
+            "verify",
+            "*",
+            "read every byte and compare checksums; exit code 1 if damaged",
+        ),
+        ("rm", "*", "remove entries"),
+    ):
+        action = actions.add_parser(name, help=about, description=about.capitalize())
+        action.add_argument("cache_dir", metavar="DIR", help="the cache_dir")
+        if keys:
+            action.add_argument(
+                "keys", metavar="KEY", nargs=keys, help="the entries (default: all)"
+            )
+        if name == "rm":
+            action.add_argument("--all", action="store_true", help="remove all entries")
+        action.add_argument("--json", action="store_true", help="print JSON")
+    cache.set_defaults(run=_cache)
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from tfdeep import transfer
+
+    if options.action == "ls":
+        found = transfer.list_cache(options.cache_dir)
+    elif options.action == "verify":
+        found = transfer.verify_cache(options.cache_dir, options.keys)
+    else:
+        if bool(options.keys) == options.all:
+            raise _wrong(
+                "KEY and --all" if options.all else "neither KEY nor --all",
+                "one of them",
+                "tfdeep cache rm DIR KEY",
+            )
+        found = transfer.remove_cache(options.cache_dir, options.keys)
+    if options.json:
+        print(found.to_json())
+    else:
+        print(f"Removed from {found}" if options.action == "rm" else found)
+    return NO if found.problems else DONE
+
+
 # tfdeep report
 
 
@@ -305,3 +359,13 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_html_report(options.log_dir, options.output))
     return DONE
+
+
+_COMMANDS = (
+    _add_demo,
+    _add_inspect,
+    _add_restore,
+    _add_compare,
+    _add_report,
+    _add_cache,
+)

@@ -5,6 +5,7 @@ them fails here first, with the name of what moved.
 """
 
 import keras
+import pytest
 import tensorflow as tf
 from keras import layers
 
@@ -93,3 +94,71 @@ def test_an_optimizer_can_be_kept_from_summing_over_replicas():
 
     step()
     assert float(weight.numpy()[0]) == -1.0  # and not twice that
+
+
+def test_a_value_is_read_as_it_is_in_mixed_precision():
+    class Probe(layers.Layer):
+        def build(self, input_shape):
+            self.weight = self.add_weight(shape=(1,), initializer="ones")
+
+        def call(self, x):
+            uncast = _keras_internals.uncast_value(self.weight)
+            self.seen = (uncast.dtype, self.weight.value.dtype, uncast)
+            return x
+
+    probe = Probe(dtype="mixed_float16")
+    probe(tf.zeros((1, 1)))
+    assert probe.seen[:2] == (tf.float32, tf.float16)
+    doubled = tf.constant([2.0])
+    probe.stateless_call([doubled], [], tf.zeros((1, 1)))
+    assert float(probe.seen[2][0]) == 2.0
+
+
+def test_the_state_of_an_optimizer_by_variable():
+    """The names in `Adafactor` are the same for all kernels."""
+    model = nets.functional()
+    optimizer = keras.optimizers.Adafactor()
+    optimizer.build(model.trainable_variables)
+    state = _keras_internals.optimizer_state(optimizer)
+    assert len(state) == len(optimizer.variables)
+    for attribute, shape in (("_r", (6,)), ("_c", (3,)), ("_v", (6, 3))):
+        kernel = model.get_layer("outputs").kernel
+        variable, owner = state[attribute, id(kernel)]
+        assert owner is kernel
+        assert variable.shape == shape
+    assert state["_iterations", None][0] is optimizer.iterations
+
+
+def test_a_schedule_can_be_hidden():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
+    optimizer = keras.optimizers.SGD(schedule)
+    with _keras_internals.schedule_hidden(optimizer) as hidden:
+        assert hidden is schedule
+        assert isinstance(optimizer.get_config()["learning_rate"], float)
+    assert optimizer.get_config()["learning_rate"]["class_name"] == "ExponentialDecay"
+    with _keras_internals.schedule_hidden(keras.optimizers.SGD(0.5)) as hidden:
+        assert hidden is None
+
+
+def test_an_optimizer_can_have_a_rate_for_each_variable():
+    a, b = keras.Variable([1.0]), keras.Variable([1.0])
+    optimizer = keras.optimizers.SGD(1.0, weight_decay=0.5)
+    optimizer.build([a, b])
+    owner = keras.optimizers.SGD()
+    _keras_internals.multiply_rates(optimizer, owner, [(a, 0.5)])
+    optimizer.apply([tf.ones(1), tf.ones(1)], [a, b])
+    assert (a.numpy()[0], b.numpy()[0]) == (1 - 0.25 - 0.5, 1 - 0.5 - 1)
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="new in Keras 3.15"
+)
+def test_the_groups_of_a_multi_optimizer():
+    a, b = keras.Variable([1.0]), keras.Variable([1.0])
+    optimizer = keras.optimizers.MultiOptimizer(lambda v: keras.optimizers.SGD(1.0))
+    optimizer.build([a])
+    group_of = _keras_internals.group_chooser(optimizer)
+    assert group_of(a) is optimizer.optimizers[0]
+    assert group_of(b) is group_of(b) is not group_of(a)
+    kept = _keras_internals.groups_kept(optimizer, optimizer)
+    assert set(kept) <= set(vars(optimizer))

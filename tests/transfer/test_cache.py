@@ -6,7 +6,12 @@ from keras import layers
 
 import tfdeep
 from tests import nets
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
+from tfdeep.errors import (
+    DataError,
+    InvalidArgumentError,
+    ModelError,
+    TrainableFlagWarning,
+)
 
 
 def blocks():
@@ -100,6 +105,20 @@ def test_the_head_shares_the_model_s_variables():
     assert [v.path for v in head.trainable_weights] == [
         v.path for v in model.trainable_weights
     ]
+
+
+def test_the_head_notices_what_is_frozen_later():
+    model = nets.functional()
+    tfdeep.freeze(model, "hidden1")
+    head, features, _ = tfdeep.cache_frozen(model, nets.dataset())
+    head.compile("adam", nets.LOSS)
+    head.fit(features, verbose=0)
+    tfdeep.freeze(model, "hidden2")
+    before = model.get_layer("hidden2").get_weights()
+    with pytest.warns(TrainableFlagWarning, match="frozen by hand: hidden2"):
+        head.fit(features, verbose=0)
+    for a, b in zip(before, model.get_layer("hidden2").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_frozen_part_runs_once():

@@ -128,7 +128,7 @@ def multiply_rates(
 
     def factor_of(variable: Any) -> float:
         key = optimizer._var_key(variable)
-        return math.prod(factors.get(key, 1.0) for factors in by_owner.values())
+        return float(math.prod(f.get(key, 1.0) for f in by_owner.values()))
 
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
         factor = factor_of(variable)

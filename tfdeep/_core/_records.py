@@ -17,11 +17,15 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain Python values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return dataclasses.asdict(self, dict_factory=_public)  # type: ignore[call-overload, no-any-return]
 
     def to_json(self, indent: int | None = 2) -> str:
         """The record as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
+
+
+def _public(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if not name.startswith("_")}
 
 
 def render_table(

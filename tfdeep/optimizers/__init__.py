@@ -8,6 +8,7 @@ from tfdeep.optimizers._adaptive_clip import AdaptiveClip
 from tfdeep.optimizers._clip_by_global_norm import ClipByGlobalNorm
 from tfdeep.optimizers._clip_by_norm import ClipByNorm
 from tfdeep.optimizers._clip_by_value import ClipByValue
+from tfdeep.optimizers._layer_rates import LayerRates, RateTable, layer_decay
 from tfdeep.optimizers._percentile_clip import PercentileClip
 from tfdeep.optimizers._safe_loss_scale_optimizer import SafeLossScaleOptimizer
 from tfdeep.optimizers._skip_non_finite import SkipNonFinite
@@ -21,10 +22,13 @@ __all__ = [
     "ClipByGlobalNorm",
     "ClipByNorm",
     "ClipByValue",
+    "LayerRates",
     "OptimizerWrapper",
     "PercentileClip",
+    "RateTable",
     "SafeLossScaleOptimizer",
     "SkipNonFinite",
     "Telemetry",
     "ZScoreClip",
+    "layer_decay",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -302,7 +303,15 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             store[str(i)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        for i, variable in enumerate(super().variables):
+        own = super().variables
+        if len(store.keys()) != len(own):  # saved before its first step; as in Keras
+            warnings.warn(
+                f"The state of `{self.name}` is not loaded: it has {len(own)} "
+                f"variables, the saved one has {len(store.keys())}.",
+                stacklevel=2,
+            )
+            return
+        for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
     @classmethod

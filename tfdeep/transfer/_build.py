@@ -14,7 +14,9 @@ import dataclasses
 import errno
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -204,7 +206,12 @@ class Builder:
         return self.is_complete()
 
     def _sweep(self) -> None:
-        _disk.sweep(self.directory, _store.left_by_writers(self.directory, self._key))
+        names = _store.left_by_writers(self.directory, self._key)
+        _disk.sweep(
+            self.directory,
+            names,
+            lambda name: _store.is_named(self.directory, self._key, name),
+        )
 
     @contextlib.contextmanager
     def _full_disk(self, size: int) -> Iterator[None]:
@@ -249,7 +256,9 @@ class ShardWriter:
         self._rows = rows
         self._left = len(rows)
         self._files: list[_disk.NewFile] = []
+        self._crc32 = [0] * len(columns)
         self._is_kept = False
+        self._beside = ThreadPoolExecutor(1)  # sums up while the system writes
 
     def open(self, directory: str, shard: int) -> None:
         with self.full_disk():
@@ -279,9 +288,12 @@ class ShardWriter:
         self._left -= count
         if self._left < 0:
             self.check_is_full()
+        content = [_bytes_of(block) for block in blocks]
+        crc32 = self._beside.map(zlib.crc32, content, self._crc32)
         with self.full_disk():
-            for file, block in zip(self._files, blocks, strict=True):
-                file.write(_bytes_of(block))
+            for file, data in zip(self._files, content, strict=True):
+                file.write(data)
+        self._crc32 = list(crc32)
 
     def check_is_full(self) -> None:
         """Raises unless as many rows came as belong to the shard."""
@@ -302,13 +314,17 @@ class ShardWriter:
             file.sync()
 
     def files(self) -> tuple[ShardFile, ...]:
-        return tuple(ShardFile(f.name, f.size, f.crc32) for f in self._files)
+        return tuple(
+            ShardFile(file.name, file.size, crc32)
+            for file, crc32 in zip(self._files, self._crc32, strict=True)
+        )
 
     def keep(self) -> None:
         """Has `close` leave the files where they are."""
         self._is_kept = True
 
     def close(self) -> None:
+        self._beside.shutdown()
         for file in self._files:
             if self._is_kept:
                 with contextlib.suppress(OSError):  # it is on the disk already

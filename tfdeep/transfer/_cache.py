@@ -17,6 +17,7 @@ from tfdeep._core._records import Record, human_bytes, render_table
 from tfdeep.errors import InvalidArgumentError, ModelError
 from tfdeep.transfer._cut import cut, origin
 from tfdeep.transfer._examples import checked_dataset
+from tfdeep.transfer._freeze import watch_flags
 from tfdeep.transfer._reading import Trunk
 from tfdeep.transfer._table import features_of
 from tfdeep.transfer._tables import Cached, cache_in_memory, cache_on_disk
@@ -228,6 +229,7 @@ def cache_frozen(
     )
     started = time.perf_counter()
     parts = cut(model, in_training=variants > 1)
+    watch_flags(parts.head)
     dataset = checked_dataset(parts.model, dataset, batch_size)
     trunk = Trunk(parts, variants > 1, storage_dtype)
     cached: Cached

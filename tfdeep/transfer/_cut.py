@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfdeep._core import _keras_internals
 from tfdeep._core._explain import explain, listing
@@ -70,6 +71,12 @@ def cut(model: Any, in_training: bool = False) -> Cut:
         ModelError: If nothing or everything is frozen, the model is no graph of layers,
             a layer before the boundary acts in training, or the boundary has a mask.
     """
+    # A head made outside its scope would not be trained by the model's strategy.
+    with getattr(model, "distribute_strategy", tf.distribute.get_strategy()).scope():
+        return _cut(model, in_training)
+
+
+def _cut(model: Any, in_training: bool) -> Cut:
     model = _graph.flatten(model)
     part = _graph.frozen_part(model)
     nodes = graph_nodes(model)

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 try:
@@ -90,7 +90,6 @@ class NewFile:
 
     def __init__(self, directory: str, stem: str, suffix: str) -> None:
         self.size = 0
-        self.crc32 = 0
         while True:
             unique = f"{_HOST}-{secrets.token_hex(_NONCE // 2)}"
             self.name = f"{stem}-{unique}{suffix}"
@@ -107,7 +106,6 @@ class NewFile:
         return fcntl is not None and os.fstat(self._descriptor).st_nlink == 0
 
     def write(self, data: memoryview) -> None:
-        self.crc32 = zlib.crc32(data, self.crc32)
         self.size += len(data)
         while len(data):
             written = disk.write(self._descriptor, data)
@@ -167,11 +165,18 @@ def try_lock(path: str, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[bool]:
         disk.close(descriptor)
 
 
-def sweep(directory: str, names: Collection[str]) -> None:
+def sweep(
+    directory: str, names: Collection[str], is_kept: Callable[[str], bool]
+) -> None:
     """Removes what writers have left behind that are dead for certain.
 
     Those are the files of this machine that are not locked, where locks work, and any
     file that was not written to for a day.
+
+    Args:
+        directory: Where.
+        names: The files.
+        is_kept: Whether a file is to stay; asked when its writer has closed it.
     """
     if not names:
         return
@@ -183,7 +188,7 @@ def sweep(directory: str, names: Collection[str]) -> None:
                 idle = time.time() - os.stat(path).st_mtime > _DAY
                 local = locks_work and f"-{_HOST}-" in name
                 with try_lock(path, os.O_RDWR) as is_free:
-                    if idle or (local and is_free):
+                    if (idle or (local and is_free)) and not is_kept(name):
                         disk.remove(path)
     except OSError:
         pass  # it is for the next one to sweep

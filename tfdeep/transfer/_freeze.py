@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
+import keras
+
 from tfdeep._core import _keras_internals, _paths
-from tfdeep._core._explain import listing
+from tfdeep._core._explain import explain, listing
 from tfdeep._core._graph import is_graph
 from tfdeep._core._paths import ModelVariable, Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep.transfer import _graph
-from tfdeep.transfer._inference_mode import run_as_called, run_as_inference
-from tfdeep.transfer._optimizer_state import fit_to_trainable
+from tfdeep.errors import InvalidArgumentError, TrainableFlagWarning
+from tfdeep.transfer import _graph, _optimizer_state
+from tfdeep.transfer._inference_mode import (
+    has_live_statistics,
+    run_as_called,
+    run_as_inference,
+)
 
 _MOST_ROWS = 40
 
@@ -47,8 +54,12 @@ class FreezeReport(Record):
         frozen: Paths of the frozen variables.
         trainable: Paths of the variables that train.
         changed: Paths of the variables that this call froze or unfroze.
-        inference: Paths or names of the layers that now compute in training what
-            they compute at inference (dropout and the like in the frozen part).
+        inference: Names of the layers that now compute in training what they compute
+            at inference (dropout and the like in the frozen part).
+        batch_norm_inference: Paths of the frozen batch normalizations, which
+            normalize by their moving statistics and do not change these.
+        batch_norm_train: Paths of the frozen batch normalizations that normalize by
+            the batch and go on updating their moving statistics.
     """
 
     model: str
@@ -57,6 +68,8 @@ class FreezeReport(Record):
     trainable: tuple[str, ...]
     changed: tuple[str, ...]
     inference: tuple[str, ...]
+    batch_norm_inference: tuple[str, ...] = ()
+    batch_norm_train: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [
@@ -70,8 +83,13 @@ class FreezeReport(Record):
         ]
         total = sum(layer.trainable for layer in self.layers)
         notes = ["* changed by this call"] if self.changed else ["nothing changed"]
-        if self.inference:
-            notes.append(f"as at inference: {listing(self.inference, limit=6)}")
+        for what, layers in (
+            ("as at inference", self.inference),
+            ("batch norm by moving statistics", self.batch_norm_inference),
+            ("batch norm by the batch", self.batch_norm_train),
+        ):
+            if layers:
+                notes.append(f"{what}: {listing(layers, limit=6)}")
         return render_table(
             f"{self.model}: {total:,} weights train, "
             f"{sum(layer.frozen for layer in self.layers):,} are frozen",
@@ -83,7 +101,10 @@ class FreezeReport(Record):
 
 
 def freeze(
-    model: Any, include: Patterns = None, exclude: Patterns = None
+    model: Any,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    batch_norm: str = "inference",
 ) -> FreezeReport:
     """Keeps chosen variables of a model from being trained, from now on.
 
@@ -94,18 +115,30 @@ def freeze(
     inference, as Keras has it for batch normalization only: so do dropout layers
     inside it and, in a Functional or Sequential model, between frozen layers. What
     `cache_frozen` stores is therefore what uncached training would have computed.
-    This last part lives in the layer objects: call `freeze` again on a loaded model.
+    This last part lives in the layer objects, and a file keeps `trainable` of whole
+    layers only: call `freeze` again on a loaded model.
+
+    Should a `trainable` flag of this model be set by hand afterwards, the next `fit`
+    goes by it and says so with a `TrainableFlagWarning`. (Of a model that tfdeep was
+    never called on, Keras' `fit` ignores it, and nothing of tfdeep runs that could
+    say so but `GradientMonitor` and `GradualUnfreeze`.)
 
     Args:
         model: A built model.
         include: A pattern or a list of patterns, such as `"hidden[12]"`; the
             variables to freeze. None freezes all.
         exclude: A pattern or a list of patterns; the variables to leave as they are.
+        batch_norm: What the chosen `BatchNormalization` layers do in training once
+            gamma and beta are frozen. "inference" normalizes by the moving
+            statistics, which stay as they are. "train" normalizes by the statistics
+            of the batch and goes on updating the moving ones: for data that differ
+            from those of the first training.
 
     Returns:
         A `tfdeep.transfer.FreezeReport`, which prints as a table.
 
     Raises:
+        InvalidArgumentError: If `batch_norm` is neither of the two.
         SelectionError: If a pattern selects nothing.
         ModelError: If the model has no weights yet.
 
@@ -116,7 +149,16 @@ def freeze(
     >>> report.frozen
     ('hidden1/kernel', 'hidden1/bias')
     """
-    return _change(model, include, exclude, to_trainable=False)
+    if batch_norm not in ("inference", "train"):
+        raise InvalidArgumentError(
+            explain(
+                "`freeze` does not know this way for batch normalization to run.",
+                received=f"batch_norm={batch_norm!r}",
+                expected='"inference" or "train"',
+                fix="leave `batch_norm` out for inference; nothing was changed",
+            )
+        )
+    return _change(model, include, exclude, frozen_norms=batch_norm)
 
 
 def unfreeze(
@@ -126,7 +168,10 @@ def unfreeze(
 
     Use it to fine-tune more layers after the head has settled. A compiled model needs
     no new `compile`; its optimizer keeps its step count, learning rate and moments,
-    and starts new moments for variables it has not trained before.
+    and starts new moments for variables it has not trained before. (Adam's correction
+    of new moments goes by the step count: after thousands of steps, the first dozen
+    updates of such variables are up to six times as long as the learning rate says.
+    A lower rate helps, as in `GradualUnfreeze(..., rate_factor=0.2)`.)
 
     Args:
         model: A built model.
@@ -148,30 +193,101 @@ def unfreeze(
     >>> tfdeep.unfreeze(model, include="outputs").trainable
     ('outputs/kernel', 'outputs/bias')
     """
-    return _change(model, include, exclude, to_trainable=True)
+    return _change(model, include, exclude, frozen_norms=None)
 
 
 def _change(
-    model: Any, include: Patterns, exclude: Patterns, to_trainable: bool
+    model: Any, include: Patterns, exclude: Patterns, frozen_norms: str | None
 ) -> FreezeReport:
+    """Freezes, or unfreezes if `frozen_norms` is None."""
     variables = _paths.model_variables(model)
     selected = set(_paths.select([v.path for v in variables], include, exclude))
+    chosen = [v for v in variables if v.path in selected]
     before = _frozen(model, variables)
-    kept = {id(v.variable) for v in variables if v.path not in selected}
-    frozen = before & kept
-    if not to_trainable:
-        frozen |= {id(v.variable) for v in variables if v.path in selected}
+    frozen = before - {id(v.variable) for v in chosen}
+    if frozen_norms is not None:
+        frozen |= {id(v.variable) for v in chosen}
+        statistics = _statistics([v.layer for v in chosen], frozen)
+        frozen -= statistics
+        if frozen_norms == "inference":
+            frozen |= statistics
     _set_flags(model, frozen)
     try:
-        fit_to_trainable(model)
+        inference = _take_effect(model)
     except BaseException:
         _set_flags(model, before)
         raise
+    watch_flags(model)
+    return _report(model, variables, before, inference)
+
+
+def _take_effect(model: Any) -> list[Any]:
+    """Makes training go by the flags; returns what then runs as at inference."""
+    _optimizer_state.fit_to_trainable(model)
     inference = _set_inference(model)
     if model.train_function is not None:
         # The compiled step holds the list of variables it was traced with.
         model.make_train_function(force=True)
-    return _report(model, variables, before, inference)
+    return inference
+
+
+def watch_flags(model: Any) -> None:
+    """Has each `fit` of a model notice flags that were set by hand."""
+
+    def make_train_function(force: bool = False) -> None:
+        if not force and not _optimizer_state.fits(model):
+            notice_flags_set_by_hand(model, stacklevel=5)
+        type(model).make_train_function(model, force=force)
+
+    # Past `__setattr__`, which in Keras tracks what is assigned.
+    vars(model)["make_train_function"] = make_train_function
+
+
+def notice_flags_set_by_hand(model: Any, stacklevel: int = 2) -> None:
+    """Makes training go by flags that Keras would ignore, and says which.
+
+    To go by them is what whoever set them meant, what reports say and files keep.
+    """
+    trainable = {id(v) for v in model.trainable_variables}
+    known = {id(v) for v in _optimizer_state.known_variables(model)}
+    paths = {id(v.variable): v.path for v in _paths.model_variables(model)}
+    changed = {
+        what: [paths[i] for i in paths if i in ids]
+        for what, ids in (
+            ("frozen", known - trainable),
+            ("unfrozen", trainable - known),
+        )
+    }
+    if model.train_function is not None and any(changed.values()):
+        warnings.warn(
+            "\n"
+            + explain(
+                f"The flags of `{model.name}` were changed by hand after `compile`. "
+                "Keras would train as before; this fit goes by the flags.",
+                received="; ".join(
+                    f"{what} by hand: {listing(names)}"
+                    for what, names in changed.items()
+                    if names
+                ),
+                expected="`tfdeep.freeze` or `tfdeep.unfreeze`, which take effect at "
+                "once, or a new `compile`",
+                fix="`tfdeep.freeze(model, include=...)` instead of the flag",
+            ),
+            TrainableFlagWarning,
+            stacklevel=stacklevel,
+        )
+    _take_effect(model)
+
+
+def _statistics(layers: list[Any], frozen: set[int]) -> set[int]:
+    """The ids of the moving statistics of normalizations whose other weights froze."""
+    found = set()
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            trained = {id(v) for v in _keras_internals.declared_trainable(layer)}
+            if trained <= frozen:
+                found |= {id(v) for v in layer.weights} - trained
+    return found
 
 
 def _frozen(model: Any, variables: list[ModelVariable]) -> set[int]:
@@ -210,11 +326,13 @@ def _set_flags(layer: Any, frozen: set[int]) -> None:
 def _is_frozen(layer: Any, frozen: set[int]) -> bool:
     """Whether all is frozen that could be trained, and something is frozen at all."""
     own = _paths.own_weights(layer)
-    could_train = {id(v) for v in _keras_internals.declared_trainable(layer)}
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        could_train = {id(v) for v in _keras_internals.declared_trainable(layer)}
+        own = [v for v in own if id(v) in could_train]
     inner = [x for x in _keras_internals.sublayers(layer) if x.weights]
     return (
         any(id(v) in frozen for v in layer.weights)
-        and all(id(v) in frozen or id(v) not in could_train for v in own)
+        and all(id(v) in frozen for v in own)
         and all(_is_frozen(x, frozen) for x in inner)
     )
 
@@ -256,7 +374,23 @@ def _report(
         trainable=tuple(v.path for v in variables if id(v.variable) in trained),
         changed=tuple(v.path for v in variables if id(v.variable) in before ^ after),
         inference=tuple(dict.fromkeys(layer.name for layer in inference)),
+        batch_norm_inference=tuple(_frozen_norms(layers, after, live=False)),
+        batch_norm_train=tuple(_frozen_norms(layers, after, live=True)),
     )
+
+
+def _frozen_norms(
+    layers: dict[str, list[ModelVariable]], frozen: set[int], live: bool
+) -> list[str]:
+    """The batch normalizations with nothing to train, by how they run."""
+    return [
+        path
+        for path, own in layers.items()
+        if isinstance(own[0].layer, keras.layers.BatchNormalization)
+        and not own[0].layer.trainable_weights
+        and any(id(v.variable) in frozen for v in own)
+        and has_live_statistics(own[0].layer) == live
+    ]
 
 
 def _layer_state(

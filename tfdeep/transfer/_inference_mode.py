@@ -46,6 +46,13 @@ def acts_in_training(layer: Any) -> bool:
     return not isinstance(layer, _INDIFFERENT)
 
 
+def has_live_statistics(layer: Any) -> bool:
+    """Whether batch normalization in it updates its moving statistics in training."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return bool(layer.trainable)
+    return any(map(has_live_statistics, _keras_internals.sublayers(layer)))
+
+
 def run_as_inference(layer: Any) -> list[Any]:
     """Makes a layer, and those inside it, compute as at inference from now on.
 
@@ -53,13 +60,16 @@ def run_as_inference(layer: Any) -> list[Any]:
     Functional model passes its own `training` over a `training=False` given when the
     layer was connected. So the layer's `call` is replaced on this one object.
 
+    A batch normalization that is not frozen, and what hands `training` on to it, are
+    left as they are.
+
     Returns:
         The layers that were changed.
     """
     changed = []
     for inner in _keras_internals.sublayers(layer):
         changed += run_as_inference(inner)
-    if acts_in_training(layer):
+    if acts_in_training(layer) and not has_live_statistics(layer):
         _replace_call(layer)
         changed.append(layer)
     return changed

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import weakref
 from typing import Any
 
 import numpy as np
 
-from tfdeep._core import _keras_internals
+from tfdeep._core import _keras_internals, _optimizers
 
 # By optimizer: the state of variables that it does not train for the time being.
-_SET_ASIDE: weakref.WeakKeyDictionary[Any, dict[str, list[np.ndarray]]] = (
+_SET_ASIDE: weakref.WeakKeyDictionary[Any, dict[Any, np.ndarray]] = (
     weakref.WeakKeyDictionary()
 )
+
+_AVERAGE = "_model_variables_moving_average"
+
+
+def known_variables(model: Any) -> list[Any]:
+    """The variables that a model's optimizer was built for; none if it is not built."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return []
+    return _keras_internals.built_for(optimizer)
+
+
+def fits(model: Any) -> bool:
+    """Whether a model's optimizer is not built, or for just what trains."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return True
+    known = [id(variable) for variable in known_variables(model)]
+    return known == [id(variable) for variable in model.trainable_variables]
 
 
 def fit_to_trainable(model: Any) -> None:
@@ -21,52 +40,102 @@ def fit_to_trainable(model: Any) -> None:
 
     Keras builds an optimizer once. Afterwards it refuses variables that are unfrozen,
     and moves frozen ones: moving averages of weights are written back by position,
-    and in some cases to every variable the optimizer was built for. So the optimizer
-    is built anew, as Keras would build it when loading the model, and its state
-    (iterations, learning rate, moments) is carried over by name. What it knows of a
-    variable that is frozen is set aside until that variable trains again.
+    and in some cases to every variable the optimizer was built for. So an optimizer
+    like it is built anew, and the state (iterations, learning rate, moments) is
+    carried over. What it knows of a variable that is frozen is set aside until that
+    variable trains again.
 
     The objects stay the same, so whoever holds the optimizer holds the right one.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None or not optimizer.built:
-        return
-    variables = list(model.trainable_variables)
-    known = [id(variable) for variable in _keras_internals.built_for(optimizer)]
-    if variables and known != [id(variable) for variable in variables]:
+    if not fits(model):
         with model.distribute_strategy.scope():
-            _build_anew(optimizer, variables)
+            _build_anew(model.optimizer, list(model.trainable_variables))
 
 
 def _build_anew(optimizer: Any, variables: list[Any]) -> None:
-    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh = _unbuilt(optimizer)
     fresh.build(variables)
-    known = collections.defaultdict(list, _SET_ASIDE.get(optimizer, {}))
-    for name, values in _by_name(optimizer).items():
-        known[name] = [variable.numpy() for variable in values]
-    for name, new in _by_name(fresh).items():
-        old = known.pop(name, [])
-        for variable, value in zip(new, old, strict=False):
-            if tuple(variable.shape) == value.shape:
-                variable.assign(value)
+    known = dict(_SET_ASIDE.get(optimizer, {}))
+    known.update({key: v.numpy() for key, (v, _) in _state(optimizer).items()})
+    for key, (new, owner) in _state(fresh).items():
+        value = known.pop(key, None)
+        if value is not None and value.shape == tuple(new.shape):
+            new.assign(value)
+        elif owner is not None and _AVERAGE in key:
+            new.assign(owner)  # Keras does so at its first step only
     _become(optimizer, fresh)
-    _SET_ASIDE[optimizer] = dict(known)
+    _SET_ASIDE[optimizer] = known
 
 
-def _by_name(optimizer: Any) -> dict[str, list[Any]]:
-    """An optimizer's variables by name; in a chain, one name may stand for several."""
-    by_name: dict[str, list[Any]] = collections.defaultdict(list)
-    for variable in optimizer.variables:
-        by_name[variable.name].append(variable)
-    return by_name
+def _unbuilt(optimizer: Any) -> Any:
+    """An optimizer with the same settings that was not built yet.
+
+    Inner optimizers and schedules are handed over as they are, not as a config:
+    those of a user's own need not be registered, or have one.
+    """
+    kind = type(optimizer)
+    with contextlib.ExitStack() as stack:
+        schedules = [
+            stack.enter_context(_keras_internals.schedule_hidden(one))
+            for one in _all(optimizer)
+        ]
+        config = optimizer.get_config()
+    if hasattr(optimizer, "inner_optimizer"):
+        del config["inner_optimizer"]
+        return kind(_unbuilt(optimizer.inner_optimizer), **config)
+    if _is_multi(optimizer):
+        group_of = _keras_internals.group_chooser(optimizer)
+        likes = {id(group): _unbuilt(group) for group in optimizer.optimizers}
+        config["optimizer_map"] = lambda v: likes.get(id(group_of(v)), group_of(v))
+        fresh = kind(**config)
+        fresh.optimizers.extend(likes.values())
+        return fresh
+    if schedules[0] is not None:
+        config["learning_rate"] = schedules[0]
+    return kind.from_config(config)
+
+
+def _all(optimizer: Any) -> list[Any]:
+    """An optimizer and all those inside it."""
+    chain = _optimizers.chain(optimizer)
+    return chain + (chain[-1].optimizers if _is_multi(chain[-1]) else [])
+
+
+def _is_multi(optimizer: Any) -> bool:
+    return _optimizers.groups(optimizer) != [optimizer]
+
+
+def _state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
+    """Each variable of an optimizer, and of those inside, with whose state it is."""
+    return {
+        (place, *key): entry
+        for place, one in enumerate(_all(optimizer))
+        for key, entry in _keras_internals.optimizer_state(one).items()
+    }
 
 
 def _become(old: Any, new: Any) -> None:
-    """Gives the object `old` the state of `new`, and likewise each inner optimizer."""
-    old_inner = getattr(old, "inner_optimizer", None)
-    if old_inner is not None:
-        _become(old_inner, new.inner_optimizer)
-    # What was set after construction, such as `exclude_from_weight_decay`, stays.
+    """Gives the object `old` the state of `new`, and likewise each optimizer inside."""
+    inside = {}
+    if hasattr(old, "inner_optimizer"):
+        _become(old.inner_optimizer, new.inner_optimizer)
+        inside["inner_optimizer"] = old.inner_optimizer
+    elif _is_multi(old):
+        for old_group, new_group in zip(old.optimizers, new.optimizers, strict=False):
+            _become(old_group, new_group)
+        inside = _keras_internals.groups_kept(old, new)
+    before = dict(vars(old))
     vars(old).update(vars(new))
-    if old_inner is not None:
-        old.inner_optimizer = old_inner
+    # What was set after construction, or is missing in a config, stays.
+    vars(old).update(
+        {
+            name: value
+            for name, value in before.items()
+            if name != "built" and (callable(value) or isinstance(value, _PLAIN))
+        }
+    )
+    for name, value in inside.items():
+        setattr(old, name, value)
+
+
+_PLAIN = (bool, int, float, str, type(None))

@@ -54,7 +54,7 @@ _DTYPES = {
     for name in (
         *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
         *("uint64", "float16", "float32", "float64", "complex64", "complex128"),
-        *("bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        "bfloat16",
     )
 }
 _MOST_AXES = 32
@@ -386,17 +386,22 @@ def signed(content: dict[str, Any]) -> dict[str, Any]:
 
 def left_by_writers(directory: str, key: str) -> list[str]:
     """Files of an entry that nothing names: of writers at work, or dead."""
-    _, shards = read_records(directory, key)
-    kept = list(shards.values())
-    with contextlib.suppress(CorruptCacheError):
-        table = read_manifest(directory, key)
-        kept.extend(table.shards if table else ())
-    named = {file.name for shard in kept for file in shard.files}
     return [
         name
         for name in _names(directory)
-        if _LEFT_BY_WRITERS.fullmatch(name) and name not in named
+        if _LEFT_BY_WRITERS.fullmatch(name) and not is_named(directory, key, name)
     ]
+
+
+def is_named(directory: str, key: str, name: str) -> bool:
+    """Whether a file belongs to a finished shard."""
+    match = re.match(r"shard-(\d{5,9})-", name)
+    record = read_record(directory, key, int(match.group(1))) if match else None
+    shards = [record[1]] if record else []
+    with contextlib.suppress(CorruptCacheError):
+        table = read_manifest(directory, key)
+        shards.extend(table.shards if table else ())
+    return any(name == file.name for shard in shards for file in shard.files)
 
 
 def _entry(cache_dir: Path, key: str) -> CacheEntry:
@@ -484,7 +489,7 @@ def _corrupt(key: str, name: str, received: str, expected: str) -> CorruptCacheE
             f"The cache entry {key!r} is damaged: {name}",
             received=received,
             expected=expected,
-            fix=f"`tfdeep cache rm {key}`, then build it anew; nothing was read",
+            fix=f"`tfdeep cache rm DIR {key}`, then build it anew; nothing was read",
         )
     )
 

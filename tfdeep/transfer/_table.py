@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from tfdeep.transfer import _mapping
 from tfdeep.transfer._store import Column, StoredTable
 
 _AHEAD = 2  # batches that are ready before they are asked for
+
+# Converting these functions, which need no conversion, takes AutoGraph a second.
+_as_it_is = tf.autograph.experimental.do_not_convert
 _GLANCE = 16  # batches
 
 
@@ -40,15 +44,14 @@ class MemoryTable:
     """A table that is held in memory: one array or tensor for each column."""
 
     def __init__(self, columns: Sequence[Any]) -> None:
-        with tf.device("CPU"):
-            self._columns = [tf.convert_to_tensor(column) for column in columns]
-        self.rows = int(self._columns[0].shape[0])
-        self.bytes = sum(
-            math.prod(column.shape) * column.dtype.size for column in self._columns
-        )
+        with tf.init_scope(), tf.device("CPU"):
+            tensors = [tf.convert_to_tensor(column) for column in columns]
+        self.rows = int(tensors[0].shape[0])
+        self.bytes = sum(math.prod(t.shape) * t.dtype.size for t in tensors)
+        self._columns = [_Held(tensor) for tensor in tensors]
 
     def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return tuple(tf.gather(column, indices) for column in self._columns)
+        return tuple(tf.gather(column.read(), indices) for column in self._columns)
 
 
 class DiskTable:
@@ -101,78 +104,99 @@ def features_of(
             those of its replicas, and nothing else is read.
         pack: Makes an element of the dataset from the columns of a batch.
     """
-    ends = np.cumsum(sizes, dtype="int64")
-    starts = tf.constant(ends - np.asarray(sizes, "int64"))
-    ends = tf.constant(ends)
-    replicas, first, pieces = 1, 0, 1
-    if context is not None:
-        replicas = context.num_replicas_in_sync
-        pieces = replicas // context.num_input_pipelines
-        first = pieces * context.input_pipeline_id
-    steps = len(sizes) * pieces
+    starts, stops = _slices(sizes, context)
+    steps = len(starts)
+    counts_at = min(_GLANCE * steps // len(sizes), steps) - 1
+    made = _Held(tf.constant(0, tf.int64))  # how many passes
     if seed is None:
         seed = _any_seed() if shuffle else 0
 
-    def take(indices: tf.Tensor, number: tf.Tensor) -> Any:
-        takes = [lambda table=table: table.take(indices) for table in tables]
-        which = tf.cast(number % len(takes), tf.int32)
-        return pack(*(takes[0]() if len(takes) == 1 else tf.switch_case(which, takes)))
-
-    def one_pass(number: tf.Tensor) -> tf.data.Dataset:
+    def one_pass(_: tf.Tensor) -> tf.data.Dataset:
+        number = made.read()
+        order = tf.zeros([0], tf.int64)
         if shuffle:
             key = tf.stack([tf.constant(seed, tf.int64), number])
             order = tf.range(tables[0].rows, dtype=tf.int64)
             order = tf.random.experimental.stateless_shuffle(order, key)
+        slices = (np.arange(steps), starts, stops)
+        return tf.data.Dataset.zip(
+            (
+                tf.data.Dataset.from_tensors((number, order)).repeat(),
+                tf.data.Dataset.from_tensor_slices(slices),
+            )
+        )
 
-        def batch(step: tf.Tensor) -> Any:
-            start, size = starts[step // pieces], ends[step // pieces]
-            size, piece = size - start, first + step % pieces
-            stop = start + size * (piece + 1) // replicas
-            start = start + size * piece // replicas
-            indices = order[start:stop] if shuffle else tf.range(start, stop)
-            return number, step, take(indices, number)
+    def take(whole: Any, part: Any) -> Any:
+        (number, order), (step, start, stop) = whole, part
+        rows = order[start:stop] if shuffle else tf.range(start, stop)
+        takes = [lambda table=table: table.take(rows) for table in tables]
+        which = tf.cast(number % len(takes), tf.int32)
+        columns = takes[0]() if len(takes) == 1 else tf.switch_case(which, takes)
+        return step, pack(*columns)
 
-        every = tf.data.Dataset.range(steps)
-        return every.map(batch, num_parallel_calls=2, deterministic=True)
-
-    passes = _Passes()
-    features = tf.data.Dataset.range(1).flat_map(lambda _: one_pass(passes.number()))
-    features = features.prefetch(_AHEAD)
-    counts_at = min(_GLANCE, len(sizes)) * pieces - 1
-
-    def counted(number: tf.Tensor, step: tf.Tensor, element: Any) -> Any:
-        tf.cond(step == counts_at, lambda: passes.end(number), lambda: None)
+    def counted(step: tf.Tensor, element: Any) -> Any:
+        made.add(tf.cast(step == counts_at, tf.int64))
         return element
 
+    features = tf.data.Dataset.range(1).flat_map(one_pass)
+    features = features.map(take, num_parallel_calls=2, deterministic=True)
+    features = features.prefetch(_AHEAD).map(counted)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
     )
-    features = features.map(counted).with_options(options)
+    features = features.with_options(options)
     return features.apply(tf.data.experimental.assert_cardinality(steps))
 
 
-class _Passes:
-    """Counts the passes over a dataset, over all its iterators.
+class _Held:
+    """A tensor that datasets know by reference, and may change.
 
-    Not with a `tf.Variable`: within the scope of a strategy that would be one of the
-    replicas'.
+    A dataset that captures a tensor takes as much memory again for each iterator. A
+    `tf.Variable` made within the scope of a strategy would be one of the replicas'.
     """
 
-    def __init__(self) -> None:
-        with tf.init_scope(), tf.device("CPU"):
-            self._handle = tf.raw_ops.VarHandleOp(
-                dtype=tf.int64, shape=[], shared_name=f"tfdeep-{uuid.uuid4()}"
-            )
-            self.end(tf.constant(-1, tf.int64))
+    def __init__(self, value: tf.Tensor) -> None:
+        name = f"tfdeep-{uuid.uuid4()}"
+        self._dtype, self._shape = value.dtype, value.shape
+        self._handle = _handle(value.dtype, value.shape, name)
+        with tf.init_scope():
+            tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)
+        gone = weakref.finalize(self._handle, _release, value.dtype, value.shape, name)
+        gone.atexit = False  # TensorFlow itself may be gone by then
 
-    def number(self) -> tf.Tensor:
-        """The number of the pass that begins."""
-        return tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.int64)
+    def read(self) -> tf.Tensor:
+        value = tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=self._dtype)
+        return tf.ensure_shape(value, self._shape)
 
-    def end(self, number: tf.Tensor) -> None:
-        """Takes the pass of this number for made."""
-        tf.raw_ops.AssignVariableOp(resource=self._handle, value=number + 1)
+    def add(self, value: tf.Tensor) -> None:
+        tf.raw_ops.AssignAddVariableOp(resource=self._handle, value=value)
+
+
+def _handle(dtype: tf.DType, shape: tf.TensorShape, name: str) -> tf.Tensor:
+    with tf.init_scope(), tf.device("CPU"):
+        return tf.raw_ops.VarHandleOp(dtype=dtype, shape=shape, shared_name=name)
+
+
+def _release(dtype: tf.DType, shape: tf.TensorShape, name: str) -> None:
+    with tf.init_scope():
+        tf.raw_ops.DestroyResourceOp(resource=_handle(dtype, shape, name))
+
+
+def _slices(
+    sizes: Sequence[int], context: tf.distribute.InputContext | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each batch begins and ends; of a worker among several, its replicas'."""
+    stops = np.cumsum(sizes, dtype="int64")
+    starts = stops - np.asarray(sizes, "int64")
+    if context is None:
+        return starts, stops
+    replicas = context.num_replicas_in_sync
+    own = replicas // context.num_input_pipelines
+    first = own * context.input_pipeline_id
+    pieces = np.arange(first, first + own + 1)
+    edges = starts[:, None] + (stops - starts)[:, None] * pieces // replicas
+    return edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
 
 
 def _any_seed() -> int:
@@ -192,9 +216,11 @@ def _gather_bytes(stored: StoredTable, column: int) -> Callable[[Any], tf.Tensor
     gap = -per_shard % rows_per_page
     stride = (per_shard + gap) * row_bytes
     sizes = [len(rows) * row_bytes for rows in ranges]
-    memory = _mapping.joined(paths, sizes, stride).reshape(-1, row_bytes)
-    mapped = tf.experimental.dlpack.from_dlpack(memory.__dlpack__())
-    return lambda indices: tf.gather(mapped, indices + indices // per_shard * gap)
+    memory = _mapping.joined(paths, sizes, stride)
+    mapped = _held_rows(memory, row_bytes)
+    return lambda indices: tf.gather(
+        mapped.read(), indices + indices // per_shard * gap
+    )
 
 
 def _gather_pieces(
@@ -202,22 +228,22 @@ def _gather_pieces(
 ) -> Callable[[Any], tf.Tensor]:
     """The same where files cannot be mapped one behind the other (Windows)."""
     per_shard = stored.layout.rows_per_shard
-    files = [
-        tf.raw_ops.ImmutableConst(
-            dtype=tf.uint8, shape=[len(rows), row_bytes], memory_region_name=path
-        )
-        for path, rows in zip(paths, stored.layout.shards, strict=True)
-    ]
+    files = [_held_rows(np.memmap(path, np.uint8, "c"), row_bytes) for path in paths]
 
     def gather(indices: tf.Tensor) -> tf.Tensor:
         shards = tf.cast(indices // per_shard, tf.int32)
         rows = tf.dynamic_partition(indices % per_shard, shards, len(files))
         places = tf.range(tf.size(indices))
         places = tf.dynamic_partition(places, shards, len(files))
-        pieces = [tf.gather(f, r) for f, r in zip(files, rows, strict=True)]
+        pieces = [tf.gather(f.read(), r) for f, r in zip(files, rows, strict=True)]
         return tf.dynamic_stitch(places, pieces)
 
     return gather
+
+
+def _held_rows(memory: np.ndarray, row_bytes: int) -> _Held:
+    rows = memory.reshape(-1, row_bytes)
+    return _Held(tf.experimental.dlpack.from_dlpack(rows.__dlpack__()))
 
 
 def _values(rows: tf.Tensor, column: Column) -> tf.Tensor:

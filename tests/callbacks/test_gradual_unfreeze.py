@@ -1,0 +1,204 @@
+"""Unfreezing during a fit, against a fit by hand in parts."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfdeep
+from tests import nets
+from tfdeep.callbacks import GradualUnfreeze
+from tfdeep.errors import InvalidArgumentError, SelectionError, TrainableFlagWarning
+
+STAGES = {1: "hidden2", 2: ["hidden1"]}
+
+
+def weights(model):
+    return {v.path: v.numpy() for v in model.weights}
+
+
+class Changes(keras.callbacks.Callback):
+    """Which layers each epoch has trained."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.before = weights(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = weights(self.model)
+        changed = {p for p in now if (now[p] != self.before[p]).any()}
+        self.seen[epoch] = {path.split("/")[-2] for path in changed}
+
+
+def fit(model, epochs, callbacks=(), **arguments):
+    data = nets.dataset()
+    return model.fit(
+        data, epochs=epochs, callbacks=list(callbacks), verbose=0, **arguments
+    )
+
+
+def frozen(optimizer=None, build=nets.functional, **arguments):
+    model = build()
+    tfdeep.freeze(model, "hidden[12]")
+    model.compile(optimizer or keras.optimizers.Adam(0.01), nets.LOSS, **arguments)
+    return model
+
+
+HEAD = {"hidden3", "outputs"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"run_eagerly": True},
+        {"jit_compile": True},
+        {"steps_per_execution": 4, "jit_compile": False},
+    ],
+    ids=["eager", "XLA", "steps_per_execution"],
+)
+def test_each_stage_trains_what_it_names(arguments):
+    model = frozen(**arguments)
+    optimizer = model.optimizer
+    callback, changes = GradualUnfreeze(STAGES), Changes()
+    history = fit(model, 4, [callback, changes]).history
+    assert changes.seen == {
+        0: HEAD,
+        1: HEAD | {"hidden2"},
+        2: HEAD | {"hidden1", "hidden2"},
+        3: HEAD | {"hidden1", "hidden2"},
+    }
+    assert model.optimizer is optimizer
+    assert int(optimizer.iterations) == 4 * 6
+    assert len(history["loss"]) == 4
+    assert callback.reports[1].changed == ("hidden2/kernel", "hidden2/bias")
+    assert callback.reports[2].frozen == ()
+
+
+def test_it_is_the_same_as_several_fits_by_hand():
+    """One optimizer over all variables, of which it is given more at each stage."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 6, 0.5)
+    model, by_hand = frozen(keras.optimizers.Adam(schedule)), nets.functional()
+    by_hand.set_weights(model.get_weights())
+    fit(model, 3, [GradualUnfreeze(STAGES)])
+
+    adam = keras.optimizers.Adam(schedule)
+    adam.build(by_hand.trainable_variables)
+    for names in (HEAD, HEAD | {"hidden2"}, HEAD | {"hidden1", "hidden2"}):
+        for layer in by_hand.layers:
+            layer.trainable = layer.name in names
+        by_hand.compile(adam, nets.LOSS)
+        fit(by_hand, 1)
+    assert nets.largest_difference(model, by_hand) < 1e-6
+
+
+def test_a_fit_that_starts_later_catches_up():
+    model = frozen()
+    callback, changes = GradualUnfreeze(STAGES, rate_factor=0.5), Changes()
+    fit(model, 4, [callback, changes], initial_epoch=3)
+    assert changes.seen == {3: HEAD | {"hidden1", "hidden2"}}
+    assert sorted(callback.reports) == [1, 2]
+    assert float(model.optimizer.learning_rate) == np.float32(0.01)
+
+
+def test_the_learning_rate_is_lowered_as_a_stage_begins():
+    rates = []
+    reader = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: rates.append(
+            float(model.optimizer.learning_rate)
+        )
+    )
+    model = frozen(tfdeep.optimizers.ClipByNorm(keras.optimizers.SGD(0.5), 1.0))
+    fit(model, 4, [GradualUnfreeze({1: "hidden2", 3: "hidden1"}, None, 0.5), reader])
+    assert rates == [0.5, 0.25, 0.25, 0.125]
+
+
+def test_beside_other_callbacks(tmp_path):
+    model = frozen(keras.optimizers.Adam(0.01))
+    monitor = tfdeep.callbacks.GradientMonitor(rules=None)
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.5, patience=1, min_delta=100.0
+    )
+    path = str(tmp_path / "{epoch}.keras")
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    changes = Changes()
+    fit(model, 3, [monitor, GradualUnfreeze(STAGES), plateau, checkpoint, changes])
+    assert changes.seen[2] == HEAD | {"hidden1", "hidden2"}
+    assert len(monitor.history["outputs/kernel"]["norm"]) == 3 * 6
+    assert np.isfinite(monitor.history["outputs/kernel"]["norm"]).all()
+    assert float(model.optimizer.learning_rate) == np.float32(0.0025)
+    for epoch, trained in ((1, 4), (2, 6), (3, 8)):
+        loaded = keras.saving.load_model(tmp_path / f"{epoch}.keras")
+        assert len(loaded.trainable_variables) == trained
+        assert int(loaded.optimizer.iterations) == epoch * 6
+    assert nets.largest_difference(model, loaded) == 0
+
+
+def test_on_two_replicas():
+    single = frozen(keras.optimizers.SGD(0.1, momentum=0.9))
+    with nets.two_replicas().scope():
+        model = frozen(keras.optimizers.SGD(0.1, momentum=0.9))
+        model.set_weights(single.get_weights())
+    changes = Changes()
+    fit(model, 3, [GradualUnfreeze(STAGES), changes])
+    fit(single, 3, [GradualUnfreeze(STAGES)])
+    assert changes.seen[0] == HEAD
+    assert changes.seen[2] == HEAD | {"hidden1", "hidden2"}
+    assert nets.largest_difference(model, single) < 1e-5
+
+
+def test_what_is_excluded_stays_frozen():
+    model = nets.regularized()
+    tfdeep.freeze(model, ["hidden[12]", "norm1"])
+    model.compile("adam", nets.LOSS)
+    changes = Changes()
+    fit(model, 2, [GradualUnfreeze({1: ".*1"}, exclude="norm.*"), changes])
+    assert "hidden1" in changes.seen[1]
+    assert "norm1" not in changes.seen[1]
+
+
+def test_flags_set_by_hand_are_noticed():
+    model = nets.functional()
+    model.compile("adam", nets.LOSS)
+    fit(model, 1)
+    model.get_layer("hidden1").trainable = False
+    changes = Changes()
+    with pytest.warns(TrainableFlagWarning, match="frozen by hand: hidden1/kernel"):
+        fit(model, 1, [GradualUnfreeze({5: "hidden1"}), changes])
+    assert changes.seen[0] == HEAD | {"hidden2"}
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "stages", [{}, None, {-1: "a"}, {1.5: "a"}, {True: "a"}, {1: None}, {1: []}]
+    )
+    def test_stages(self, stages):
+        with pytest.raises(InvalidArgumentError, match="cannot follow these stages"):
+            GradualUnfreeze(stages)
+
+    def test_patterns_that_are_none(self):
+        with pytest.raises(SelectionError):
+            GradualUnfreeze({1: "hidden["})
+        with pytest.raises(SelectionError):
+            GradualUnfreeze({1: ["hidden1", 3]})
+
+    @pytest.mark.parametrize("factor", [0, -1.0, float("inf"), "half", True])
+    def test_factors(self, factor):
+        with pytest.raises(InvalidArgumentError, match="cannot multiply"):
+            GradualUnfreeze(STAGES, rate_factor=factor)
+
+    @pytest.mark.parametrize(
+        "arguments", [({1: "hidden2", 9: "hidden7"},), ({1: "hidden2"}, "norm")]
+    )
+    def test_patterns_that_select_nothing_before_the_first_step(self, arguments):
+        model = frozen()
+        before = weights(model)
+        with pytest.raises(SelectionError, match="selects no variable"):
+            fit(model, 1, [GradualUnfreeze(*arguments)])
+        np.testing.assert_equal(weights(model), before)
+
+    def test_a_factor_for_a_schedule(self):
+        schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 6, 0.5)
+        model = frozen(keras.optimizers.Adam(schedule))
+        with pytest.raises(InvalidArgumentError, match="a schedule gives"):
+            fit(model, 1, [GradualUnfreeze(STAGES, rate_factor=0.5)])

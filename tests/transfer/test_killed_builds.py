@@ -1,0 +1,100 @@
+"""Builders of a cache killed at any moment, and many at once.
+
+`pytest --long` kills a thousand times and races a hundred, otherwise a few.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.transfer import builder
+from tfdeep.transfer._store import entries, open_entry, read_records
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def is_long(request):
+    return request.config.getoption("--long")
+
+
+@needs_fork
+def test_killed_at_any_moment(tmp_path, request):
+    kills = 1000 if is_long(request) else 200
+    rng = random.Random(0)
+    forks = subprocess.Popen(
+        [sys.executable, builder.__file__, "forks", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    completed = interrupted = left_over = 0
+    finished = set()  # shards of the entry at hand
+    try:
+        for _ in range(kills):
+            key = f"entry-{completed}"
+            print(key, file=forks.stdin, flush=True)
+            word, child = forks.stdout.readline().split()
+            assert word == "child"
+            time.sleep(rng.uniform(0, 0.08))
+            os.kill(int(child), signal.SIGKILL)
+
+            begun, done = set(), set(finished)
+            while (line := forks.stdout.readline()) != "dead\n":
+                word, *shard = line.split()
+                if word == "begun":
+                    assert int(shard[0]) not in finished | begun
+                    begun.add(int(shard[0]))
+                elif word == "done":
+                    done.add(int(shard[0]))
+            directory = str(tmp_path / key)
+            records = set(read_records(directory, key)[1])
+            assert done <= records, "a finished shard is lost"
+            assert len(begun - records) <= 1, "more than one shard is lost"
+            table = open_entry(tmp_path, key)
+            assert table or word != "complete"
+            interrupted += bool(records - finished and not table)
+            finished = records
+            if table:
+                assert builder.wrong_rows(table) == 0
+                left_over += unnamed(directory, table)
+                completed, finished = completed + 1, set()
+            else:
+                assert unnamed(directory) <= 2 * len(builder.COLUMNS)
+    finally:
+        forks.stdin.close()
+        forks.kill()
+        forks.wait()
+    assert completed > 1 and interrupted > kills / 10
+    assert left_over <= completed / 10, "what the dead left behind piles up"
+
+
+def unnamed(directory, table=None):
+    """How many files there are that nothing names."""
+    _, records = read_records(directory, os.path.basename(directory))
+    shards = table.shards if table else records.values()
+    named = {file.name for shard in shards for file in shard.files}
+    return sum(
+        path.suffix in (".bin", ".tmp") and path.name not in named
+        for path in pathlib.Path(directory).glob("*")
+    )
+
+
+@needs_fork
+def test_builders_and_readers_at_once_without_locks(tmp_path, request):
+    for round_number in range(100 if is_long(request) else 4):
+        key = f"round-{round_number}"
+        run = subprocess.run(
+            [sys.executable, builder.__file__, "race", str(tmp_path), key, "8", "4"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.stdout == "failed 0\n", run.stdout + run.stderr
+        assert builder.wrong_rows(open_entry(tmp_path, key)) == 0
+    assert {entry.state for entry in entries(tmp_path)} == {"complete"}

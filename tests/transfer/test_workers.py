@@ -1,0 +1,76 @@
+"""Two worker processes with one cache."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+import tfdeep
+from tests.transfer import worker
+
+ROOT = pathlib.Path(worker.__file__).parents[2]
+
+
+def environments():
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            ports.append(free.getsockname()[1])
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    tasks = [{"type": "worker", "index": i} for i in range(2)]
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})} for task in tasks
+    ]
+
+
+def run(cache_dir, arguments):
+    """Runs two workers with these arguments; returns how each ended."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, worker.__file__, str(cache_dir), *map(str, own)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for own, environment in zip(arguments, environments(), strict=True)
+    ]
+    try:
+        outputs = [p.communicate(timeout=300)[0].decode() for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, out) for p, out in zip(processes, outputs, strict=True)]
+
+
+def test_two_workers_build_one_cache_and_train_from_it(tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    names = [tmp_path / f"{name}.npz" for name in ("first", "second")]
+    for code, output in run(both, [[name, "trains", 0] for name in names]):
+        assert code == 0, output[-3000:]
+    expected = worker.work(alone)
+    workers = [dict(np.load(name)) for name in names]
+    assert expected.pop("ran") == expected.pop("examples") == worker.COUNT
+    # Each began with its own half; none was computed twice.
+    assert all(found["ran"] > 0 for found in workers)
+    assert sum(found["ran"] for found in workers) == worker.COUNT
+    for found in workers:
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6)
+    # One entry serves one machine or several.
+    assert [p.name for p in alone.iterdir()] == [p.name for p in both.iterdir()]
+
+
+def test_a_worker_that_dies_loses_nothing(tmp_path):
+    survivor, dead, cache_dir = (tmp_path / n for n in ("a.npz", "b.npz", "cache"))
+    arguments = [[survivor, "builds", 0], [dead, "builds", 6]]
+    (code, output), (killed, _) = run(cache_dir, arguments)
+    assert killed == -9
+    assert code == 0, output[-3000:]
+    assert np.load(survivor)["examples"] == worker.COUNT
+    (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries
+    assert (entry.state, entry.rows) == ("complete", worker.COUNT)

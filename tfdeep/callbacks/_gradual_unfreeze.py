@@ -1,0 +1,156 @@
+"""Unfreezing layer after layer while a model is fitted."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdeep._core import _optimizers, _paths
+from tfdeep._core._explain import explain
+from tfdeep._core._paths import Patterns
+from tfdeep.errors import InvalidArgumentError
+from tfdeep.transfer import FreezeReport
+from tfdeep.transfer._freeze import notice_flags_set_by_hand, unfreeze
+from tfdeep.transfer._optimizer_state import fits
+
+
+class GradualUnfreeze(keras.callbacks.Callback):
+    """Unfreezes layers at the start of given epochs of one `fit`.
+
+    Use it to fine-tune a pretrained model from the outputs inwards: freeze it up to
+    its head, let the head settle, then let deeper layers follow. The fit goes on as
+    it was: the optimizer keeps its moments, step count and schedule, other callbacks
+    and the history know nothing of it. At each stage the train step is traced anew.
+
+    A fit that starts at a later epoch (`initial_epoch`, or a restored one) first
+    unfreezes all that should be unfrozen by then. Stages in epochs that are not
+    reached do nothing.
+
+    Args:
+        stages: By epoch, counted from 0 as in `fit`: a pattern or a list of patterns
+            of the variables to unfreeze at its start. Nothing is frozen by this
+            callback; see `tfdeep.freeze`.
+        exclude: A pattern or a list of patterns; the variables to leave as they are
+            at every stage, such as those of batch normalization.
+        rate_factor: Float > 0. What to multiply the optimizer's learning rate by as a
+            stage begins; 0.5 halves it each time. Stages that a later start catches up
+            with leave the rate alone. None never changes it.
+
+    Raises:
+        InvalidArgumentError: If an argument cannot work as given; at the start of
+            `fit`, if a `rate_factor` meets a learning rate schedule.
+        ModelError: At the start of `fit`, if the model has no weights yet.
+        SelectionError: At the start of `fit`, before the first step, if a pattern of
+            any stage selects nothing.
+
+    Example:
+
+    >>> model = tfdeep.models.dnn((4,), hidden_units=[8, 8], num_outputs=2)
+    >>> _ = tfdeep.freeze(model, include="hidden[12]")
+    >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    >>> stages = tfdeep.callbacks.GradualUnfreeze({2: "hidden2", 4: "hidden1"})
+    >>> x, y = np.random.normal(size=(32, 4)), np.zeros(32)
+    >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[stages])
+    >>> stages.reports[2].changed
+    ('hidden2/kernel', 'hidden2/bias')
+
+    Reference:
+        Howard and Ruder, 2018, https://arxiv.org/abs/1801.06146 (section 3.3).
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[int, Patterns],
+        exclude: Patterns = None,
+        rate_factor: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = _checked_stages(stages)
+        self.exclude = exclude
+        self.rate_factor = _checked_factor(rate_factor)
+        self._reports: dict[int, FreezeReport] = {}
+
+    @property
+    def reports(self) -> dict[int, FreezeReport]:
+        """By stage, what it changed in the current or the last fit."""
+        return dict(self._reports)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._reports = {}
+        paths = [v.path for v in _paths.model_variables(self.model)]
+        for patterns in self.stages.values():
+            _paths.select(paths, patterns, self.exclude)
+        if self.rate_factor is not None:
+            _check_rate(self.model)
+        if not fits(self.model):
+            # Of a model that `tfdeep.freeze` was not called on, nobody else notices.
+            notice_flags_set_by_hand(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for stage, patterns in self.stages.items():
+            if stage <= epoch and stage not in self._reports:
+                self._reports[stage] = unfreeze(self.model, patterns, self.exclude)
+                if stage == epoch and self.rate_factor is not None:
+                    for optimizer in _rated(self.model):
+                        optimizer.learning_rate *= self.rate_factor
+
+
+def _checked_stages(stages: Any) -> dict[int, Patterns]:
+    is_mapping = isinstance(stages, Mapping) and len(stages) > 0
+    if not is_mapping or not all(
+        isinstance(epoch, (int, np.integer))
+        and not isinstance(epoch, bool)
+        and epoch >= 0
+        and _paths.as_patterns(patterns)
+        for epoch, patterns in stages.items()
+    ):
+        raise InvalidArgumentError(
+            explain(
+                "`GradualUnfreeze` cannot follow these stages.",
+                received=f"stages={stages!r}",
+                expected="a dictionary from epochs (whole numbers >= 0) to patterns",
+                fix="for example `GradualUnfreeze({5: 'hidden3', 10: 'hidden[12]'})`",
+            )
+        )
+    for patterns in stages.values():
+        for pattern in _paths.as_patterns(patterns):
+            _paths.compile_pattern(pattern)
+    return {int(epoch): stages[epoch] for epoch in sorted(stages)}
+
+
+def _checked_factor(factor: Any) -> float | None:
+    is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+    if factor is None or (is_number and 0 < factor < float("inf")):
+        return None if factor is None else float(factor)
+    raise InvalidArgumentError(
+        explain(
+            "`GradualUnfreeze` cannot multiply the learning rate by this.",
+            received=f"rate_factor={factor!r}",
+            expected="a finite number > 0, or None",
+            fix="`rate_factor=0.5` halves the learning rate at each stage",
+        )
+    )
+
+
+def _check_rate(model: Any) -> None:
+    for optimizer in _rated(model):
+        if not isinstance(optimizer.learning_rate, keras.Variable):
+            raise InvalidArgumentError(
+                explain(
+                    "`GradualUnfreeze` cannot change a learning rate that a schedule "
+                    "gives.",
+                    received=f"rate_factor, and {type(optimizer).__name__} with a "
+                    "learning rate that is no number",
+                    expected="an optimizer with a number as its learning rate",
+                    fix="leave `rate_factor` out, or lower the rate in the schedule",
+                )
+            )
+
+
+def _rated(model: Any) -> list[Any]:
+    """The optimizers that have a learning rate of their own."""
+    return _optimizers.groups(_optimizers.chain(model.optimizer)[-1])
