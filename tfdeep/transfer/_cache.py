@@ -20,7 +20,12 @@ from tfdeep.transfer._examples import checked_dataset
 from tfdeep.transfer._freeze import watch_flags
 from tfdeep.transfer._reading import Trunk
 from tfdeep.transfer._table import features_of
-from tfdeep.transfer._tables import Cached, cache_in_memory, cache_on_disk
+from tfdeep.transfer._tables import (
+    Cached,
+    cache_in_memory,
+    cache_on_disk,
+    common_seed,
+)
 
 _STORAGE = ("float16", "bfloat16", "float32", "float64")
 
@@ -249,7 +254,9 @@ def cache_frozen(
             progress=progress,
         )
     pack = _packing(dataset.element_spec, parts.part.boundary)
-    features = features_of(cached.tables, cached.sizes, shuffle, pack=pack)
+    features = features_of(
+        cached.tables, cached.sizes, shuffle, common_seed(model, cached), pack=pack
+    )
 
     def compare(batches: int) -> float:
         return _difference(model, parts.head, dataset.take(batches), cached, pack)

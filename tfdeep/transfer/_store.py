@@ -232,9 +232,11 @@ def open_entry(cache_dir: Path, key: str, verify: bool = True) -> StoredTable | 
         for file in shard.files:
             problem = size_problem(directory, file)
             if problem:
-                raise _corrupt(key, file.name, problem, f"a file of {file.bytes} bytes")
+                raise _corrupt(
+                    directory, file.name, problem, f"a file of {file.bytes} bytes"
+                )
     if verify:
-        _verify_files(directory, key, table.shards)
+        _verify_files(directory, table.shards)
     return table
 
 
@@ -260,7 +262,7 @@ def verify_entry(cache_dir: Path, key: str) -> CacheEntry:
     _check_is_ours(directory, key)
     if open_entry(cache_dir, key) is None:
         _, shards = read_records(directory, key)
-        _verify_files(directory, key, shards.values())
+        _verify_files(directory, shards.values())
     return _entry(cache_dir, key)
 
 
@@ -314,7 +316,7 @@ def read_manifest(directory: str, key: str) -> StoredTable | None:
         created: float = _of(content, "created", float)
     except ValueError as error:
         expected = "the manifest as it was written"
-        raise _corrupt(key, MANIFEST, str(error), expected) from error
+        raise _corrupt(directory, MANIFEST, str(error), expected) from error
     return StoredTable(directory, layout, shards, description, created)
 
 
@@ -456,14 +458,14 @@ def _check_is_ours(directory: str, key: str) -> list[str]:
     return names
 
 
-def _verify_files(directory: str, key: str, shards: Iterable[StoredShard]) -> None:
+def _verify_files(directory: str, shards: Iterable[StoredShard]) -> None:
     files = [file for shard in shards for file in shard.files]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda file: _crc32(os.path.join(directory, file.name)), files)
         for file, (size, crc32) in zip(files, found, strict=True):
             if (size, crc32) != (file.bytes, file.crc32):
                 raise _corrupt(
-                    key,
+                    directory,
                     file.name,
                     f"{size} bytes with CRC-32 {crc32:08x}",
                     f"{file.bytes} bytes with CRC-32 {file.crc32:08x}",
@@ -483,13 +485,17 @@ def _crc32(path: str) -> tuple[int, int]:
     return size, crc32
 
 
-def _corrupt(key: str, name: str, received: str, expected: str) -> CorruptCacheError:
+def _corrupt(
+    directory: str, name: str, received: str, expected: str
+) -> CorruptCacheError:
+    cache_dir, key = os.path.split(directory)
     return CorruptCacheError(
         explain(
             f"The cache entry {key!r} is damaged: {name}",
             received=received,
             expected=expected,
-            fix=f"`tfdeep cache rm DIR {key}`, then build it anew; nothing was read",
+            fix=f"`tfdeep cache rm {cache_dir} {key}`, then build it anew; nothing "
+            "was read",
         )
     )
 

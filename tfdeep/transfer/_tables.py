@@ -363,6 +363,12 @@ def _check_room(cache_dir: str, builders: Sequence[Builder]) -> None:
         )
 
 
+def common_seed(model: Any, cached: Cached) -> int | None:
+    """The seed of shuffles where several workers have to draw the same ones."""
+    _, workers = _share(model)
+    return int(cached.key[:7] if cached.key else "0", 16) if workers > 1 else None
+
+
 def _share(model: Any) -> tuple[int, int]:
     """The number of this worker among those of the strategy, and how many there are."""
     resolver = model.distribute_strategy.cluster_resolver
