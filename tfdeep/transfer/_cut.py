@@ -83,7 +83,18 @@ def _cut(model: Any, in_training: bool) -> Cut:
     kept = {id(node) for node in part.nodes}
     head_nodes = [node for node in nodes if id(node) not in kept]
     if not part.weighted or not head_nodes:
-        raise ModelError(_nothing_to_gain(model, nodes, bool(part.weighted)))
+        what = "everything" if part.weighted else "nothing"
+        raise ModelError(
+            explain(
+                f"There is nothing to gain from caching in `{model.name}`: {what} is "
+                "frozen from the inputs on.",
+                received=f"layers with weights: {listing(_weighted(nodes), limit=8)}",
+                expected="frozen layers next to the inputs, and layers to train after "
+                "them",
+                fix="`tfdeep.freeze(model, include=...)` with the first layers' names; "
+                "nothing was changed",
+            )
+        )
     acting = [n.operation.name for n in part.nodes if _acts_in_training(n.operation)]
     if acting and not in_training:
         raise ModelError(
@@ -117,18 +128,6 @@ def _cut(model: Any, in_training: bool) -> Cut:
 def origin(tensor: Any) -> str:
     """Name of the layer that gives a tensor."""
     return str(_keras_internals.producer(tensor).operation.name)
-
-
-def _nothing_to_gain(model: Any, nodes: Sequence[Any], all_frozen: bool) -> str:
-    what = "everything is frozen" if all_frozen else "nothing is frozen"
-    return explain(
-        f"There is nothing to gain from caching in `{model.name}`: "
-        f"{what} from the inputs on.",
-        received=f"layers with weights: {listing(_weighted(nodes), limit=8)}",
-        expected="frozen layers next to the inputs, and layers to train after them",
-        fix="`tfdeep.freeze(model, include=...)` with the first layers' names; "
-        "nothing was changed",
-    )
 
 
 def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
