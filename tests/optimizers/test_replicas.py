@@ -59,6 +59,8 @@ FEW = ("ClipByGlobalNorm, AdamW", "Accumulate(ClipByGlobalNorm), AdamW", "Keras"
 
 @pytest.mark.parametrize("way", ["2 replicas", "4 replicas", "2 workers"])
 def test_the_weights_are_those_of_one_device(way, alone, request):
+    if way == "4 replicas" and not request.config.getoption("--long"):
+        pytest.skip("with --long; two replicas and two workers show it")
     if way != "2 replicas" and not request.config.getoption("--long"):
         alone = {key: w for key, w in alone.items() if key[0].startswith(FEW)}
         assert len(alone) == 2 * len(FEW)
