@@ -9,12 +9,17 @@ import pytest
 import tensorflow as tf
 
 from tests import nets
-from tfdeep.transfer import _disk, _mapping, _store
+from tfdeep.transfer import _disk, _mapping, _store, _table
 from tfdeep.transfer._build import Builder
 from tfdeep.transfer._store import Column, open_entry
 from tfdeep.transfer._table import DiskTable, MemoryTable, features_of
 
 KEY = "table"
+
+
+@pytest.fixture(autouse=True)
+def _as_large_tables_are_read(monkeypatch):
+    monkeypatch.setattr(_table, "_SMALL", 0)  # small ones: test_cache.py
 
 
 @pytest.fixture(autouse=True)
