@@ -22,6 +22,7 @@ weights are needed: what they are does not matter to the time.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import pathlib
 import statistics
@@ -155,6 +156,7 @@ def main():
                 if way == "plain fit" and number >= options.plain_rounds:
                     continue
                 model, base = build(images)
+                gc.collect()  # what the run before has left
                 marks = Marks(options.epochs)
                 run(data, marks, pathlib.Path(directory), model, base)
                 weights[way] = model.get_layer("outputs").get_weights()

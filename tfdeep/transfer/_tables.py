@@ -70,7 +70,7 @@ def cache_in_memory(
     with progress_bar("Running the frozen part", steps, progress) as advance:
         for _ in range(variants):
             pieces = []
-            for piece in Reading(dataset, trunk).read():
+            for piece in Reading(dataset, trunk, digests=False).read():
                 pieces.append(piece)
                 advance(1)
             tables.append(
