@@ -5,7 +5,7 @@
 
 Each layer stands where it does in a net: `RReLU` against `keras.layers.LeakyReLU`
 behind a dense layer and behind a convolution, and by itself; `WeightNormalization`
-against the layer that it wraps; `LocalResponseNormalization` against
+against the layer that it wraps ("many": a dense layer on 1,024 examples at once); `LocalResponseNormalization` against
 `tf.nn.local_response_normalization`. "forward" is inference; "train" is a gradient
 step of SGD, with the gradient at the inputs, in one `tf.function`. In each round the
 two, and the plain one once more ("again": what it differs from 1 is the noise), run one
@@ -35,7 +35,7 @@ from keras import layers
 import tfdeep
 
 SECONDS = 0.02  # that each one runs in a round, at least
-DENSE, IMAGES = (128, 1024), (16, 32, 32, 64)
+DENSE, MANY, IMAGES = (128, 1024), (1024, 1024), (16, 32, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ PAIRS = (
     ),
     Pair("RReLU", "alone", IMAGES, own.RReLU, leaky, 1.3),
     Pair("WeightNormalization", "Dense", DENSE, lambda: WN(dense()), dense, 1.15),
+    Pair("WeightNormalization", "many", MANY, lambda: WN(dense()), dense, 1.15),
     Pair(
         "WeightNormalization",
         "Conv2D",

@@ -73,6 +73,15 @@ def test_each_element_and_each_call_draws_its_own():
         assert (a != b).mean() > 0.99
 
 
+@pytest.mark.parametrize("count", [1, 3, 1001])
+def test_two_slopes_come_of_one_number_however_many_are_needed(count):
+    slopes = -RReLU(seed=5)(-np.ones((count, 1, 1)), training=True).numpy()
+    assert slopes.shape == (count, 1, 1)
+    assert len(np.unique(slopes)) > 0.9 * count
+    neighbours = -RReLU(seed=5)(MANY, training=True).numpy().reshape(-1, 2)
+    assert abs(np.corrcoef(neighbours.T)[0, 1]) < 0.02
+
+
 def test_a_seed_repeats_the_draws():
     a, b, c = (RReLU(seed=s)(MANY, training=True).numpy() for s in (3, 3, 4))
     np.testing.assert_array_equal(a, b)

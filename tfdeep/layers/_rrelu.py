@@ -11,7 +11,7 @@ from keras import ops
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.layers._arguments import number, one_of
-from tfdeep.layers._uniform import uniform
+from tfdeep.layers._uniform import coarse_uniform
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -100,14 +100,15 @@ class RReLU(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not training:
             return ops.leaky_relu(inputs, self.inference_slope)
-        return ops.where(inputs >= 0, inputs, self._drawn(inputs) * inputs)
+        return inputs * ops.where(inputs >= 0, 1, self._drawn(inputs))
 
     def _drawn(self, inputs: Any) -> Any:
-        shape, dtype = ops.shape(inputs), inputs.dtype
-        if self.draw == "slope":
-            return uniform(self.seed_generator, shape, self.lower, self.upper, dtype)
-        low, high = 1 / self.upper, 1 / self.lower
-        return 1 / uniform(self.seed_generator, shape, low, high, dtype)
+        low, high = self.lower, self.upper
+        if self.draw == "divisor":
+            low, high = 1 / high, 1 / low
+        shape = ops.shape(inputs)
+        drawn = coarse_uniform(self.seed_generator, shape, low, high, inputs.dtype)
+        return drawn if self.draw == "slope" else 1 / drawn
 
     @property
     def inference_slope(self) -> float:
