@@ -5,13 +5,13 @@
 
 Each layer stands where it does in a net: `RReLU` against `keras.layers.LeakyReLU`
 behind a dense layer and behind a convolution, and by itself; `WeightNormalization`
-against the layer that it wraps ("many": a dense layer on 1,024 examples at once); `LocalResponseNormalization` against
-`tf.nn.local_response_normalization`. "forward" is inference; "train" is a gradient
-step of SGD, with the gradient at the inputs, in one `tf.function`. In each round the
-two, and the plain one once more ("again": what it differs from 1 is the noise), run one
-after the other in a random order; printed are medians, of the ratios over the rounds.
-At last, the kernels of ResNet50 are drawn with `VarianceScaling(activation="relu")` and
-with "he_normal".
+against the layer that it wraps ("many": a dense layer on 1,024 examples at once);
+`LocalResponseNormalization` against `tf.nn.local_response_normalization`. "forward" is
+inference; "train" is a gradient step of SGD, with the gradient at the inputs, in one
+`tf.function`. In each round the two, and the plain one once more ("again": what it
+differs from 1 is the noise), run one after the other in a random order; printed are
+medians, of the ratios over the rounds. At last, the kernels of ResNet50 are drawn with
+`VarianceScaling(activation="relu")` and with "he_normal".
 """
 
 from __future__ import annotations
