@@ -48,6 +48,10 @@ EVERY_FOURTH = (
 )
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: run with --long only")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--long", action="store_true", help="run the long form of the long tests"
@@ -65,8 +69,9 @@ def pytest_collection_modifyitems(config, items):
         item
         for name, cases in tests.items()
         for i, item in enumerate(cases, start=zlib.crc32(name.encode()))
-        if len(cases) > 4 and i % 4
+        if len(cases) >= 4 and i % 4
     }
+    left_out |= {item for item in items if item.get_closest_marker("long")}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 

@@ -49,7 +49,7 @@ for line in sys.stdin:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_at_any_moment(suffix, tmp_path, request):
-    kills = 100 if request.config.getoption("--long") else 5
+    kills = 100 if request.config.getoption("--long") else 3
     path = tmp_path / f"net{suffix}"
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(path)],

@@ -29,11 +29,7 @@ def chosen_cases(config):
     if config.getoption("--long"):
         return every
     inner = list(replica_parity.INNER)
-    special = [
-        f"{wrapper}, SGD, {argument}"
-        for wrapper in ("ClipByGlobalNorm", "Accumulate")
-        for argument in ("use_ema", "loss_scale_factor")
-    ]
+    special = ["ClipByGlobalNorm, SGD, use_ema", "Accumulate, SGD, loss_scale_factor"]
     return special + [
         f"{wrapper}, {inner[i % len(inner)]}"
         for i, wrapper in enumerate(replica_parity.WRAPPERS)
@@ -57,10 +53,12 @@ def alone(request):
 FEW = ("ClipByGlobalNorm, AdamW", "Accumulate(ClipByGlobalNorm), AdamW", "Keras")
 
 
-@pytest.mark.parametrize("way", ["2 replicas", "4 replicas", "2 workers"])
+@pytest.mark.xdist_group("parity")  # one process trains alone, once
+@pytest.mark.parametrize(
+    "way",
+    ["2 replicas", pytest.param("4 replicas", marks=pytest.mark.long), "2 workers"],
+)
 def test_the_weights_are_those_of_one_device(way, alone, request):
-    if way == "4 replicas" and not request.config.getoption("--long"):
-        pytest.skip("with --long; two replicas and two workers show it")
     if way != "2 replicas" and not request.config.getoption("--long"):
         alone = {key: w for key, w in alone.items() if key[0].startswith(FEW)}
         assert len(alone) == 2 * len(FEW)

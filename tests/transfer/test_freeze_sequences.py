@@ -261,7 +261,7 @@ def test_any_sequence(request, tmp_path):
     is_long = request.config.getoption("--long")
 
     @hypothesis.settings(
-        max_examples=100 if is_long else 8,
+        max_examples=100 if is_long else 5,
         deadline=None,
         derandomize=True,
         database=None,
