@@ -91,4 +91,5 @@ def _fresh_session():
     keras.utils.clear_session(free_memory=False)
     if next(_tests) % 20 == 0:
         gc.collect()  # models are cycles; gigabytes of them slow everything down
+        gc.freeze()  # what is left stays, and is not looked through again
     keras.utils.set_random_seed(0)
