@@ -7,7 +7,6 @@ import tfdeep
 from tfdeep import cli
 from tfdeep._demo import _data, _run
 
-
 pytestmark = pytest.mark.xdist_group("demo")  # one process runs it, once
 
 
