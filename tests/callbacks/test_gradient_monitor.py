@@ -493,11 +493,3 @@ def test_the_optimizer_wrappers_tell_what_they_did(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     tag = f"optimizer/{skip.wrapper}/skipped_steps"
     assert tag in events.Tags()["scalars"]
-
-
-def test_keras_need_not_wait_for_the_device_after_each_step():
-    """It does so for the sake of a callback that wants the logs of each batch."""
-    for name in ("on_batch_end", "on_train_batch_end"):
-        own = getattr(tfdeep.callbacks.GradientMonitor, name)
-        assert own is getattr(keras.callbacks.Callback, name)
-    assert keras.callbacks.CallbackList([GradientMonitor()])._async_train

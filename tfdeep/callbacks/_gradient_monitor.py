@@ -143,6 +143,7 @@ class GradientMonitor(keras.callbacks.Callback):
         self._findings: list[Finding] = []
         self._next_examination = _next_examination(0)
         self._pending = 0
+        self._batch_begin = 0
         self._watched: WatchedTrainFunction | None = None
         self._wrappers: list[OptimizerWrapper] = []
 
@@ -264,16 +265,27 @@ class GradientMonitor(keras.callbacks.Callback):
         )
         if model.built:
             self._recorder.prepare()
-        self._watch(self._recorder)
+        self._watched = WatchedTrainFunction.of(model, self._recorder)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        watched, recorder = self._watched, self._recorder
-        if watched is None or recorder is None:
+        self._batch_begin = batch
+        if self._watched is None or self._recorder is None:
             return
-        if self.model.train_function is not watched:
+        if self.model.train_function is not self._watched:
             # Another callback had the train step traced anew.
-            watched = self._watch(recorder)
-        watched.is_expected = True
+            self._watched = WatchedTrainFunction.of(self.model, self._recorder)
+        self._watched.is_expected = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # Before Keras 3.9 both numbers are that of the first step of an execution.
+        count = batch - self._batch_begin + 1
+        self._pending += count if count > 1 else self.model.steps_per_execution
+        done = self._recording.total_steps if self._recording else 0
+        if (
+            self._pending >= self.flush_every
+            or done + self._pending >= self._next_examination
+        ):
+            self._flush()
 
     def on_train_end(self, logs: Any = None) -> None:
         try:
@@ -284,21 +296,6 @@ class GradientMonitor(keras.callbacks.Callback):
                 self._writer.close()
 
     # How it does it.
-
-    def _watch(self, recorder: StepRecorder) -> WatchedTrainFunction:
-        watched = WatchedTrainFunction.of(self.model, recorder, self._after_call)
-        self._watched = watched
-        return watched
-
-    def _after_call(self) -> None:
-        # At the end of an epoch they may be fewer, which does no harm.
-        self._pending += self.model.steps_per_execution
-        done = self._recording.total_steps if self._recording else 0
-        if (
-            self._pending >= self.flush_every
-            or done + self._pending >= self._next_examination
-        ):
-            self._flush()
 
     def _chosen_variables(self) -> list[keras.Variable]:
         trainable = {id(variable) for variable in self.model.trainable_variables}

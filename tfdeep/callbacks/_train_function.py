@@ -23,9 +23,6 @@ class WatchedTrainFunction:
     Python code of the step runs: once, when TensorFlow traces it, or at every step if
     it runs eagerly. Otherwise nothing of the model but this attribute is changed.
 
-    After each call it tells those who watch. A callback's `on_train_batch_end` would
-    have Keras wait for the device after each step, to give it the logs.
-
     A fit that fails leaves it behind. The next call that no callback announced
     therefore gives the model its own train function back.
 
@@ -36,7 +33,7 @@ class WatchedTrainFunction:
     def __init__(self, model: Any) -> None:
         self.is_expected = False
         self._model = model
-        self._watchers: dict[StepRecorder, Callable[[], None]] = {}
+        self._recorders: list[StepRecorder] = []
         self._was_called = False
         self._lock = threading.RLock()
         self._inside = 0
@@ -50,20 +47,12 @@ class WatchedTrainFunction:
         model.train_function = self
 
     @classmethod
-    def of(
-        cls, model: Any, recorder: StepRecorder, after_call: Callable[[], None]
-    ) -> WatchedTrainFunction:
-        """Has a model's next train step watched by one more recorder.
-
-        Args:
-            model: The model.
-            recorder: The recorder.
-            after_call: Called after each call, which may have been several steps.
-        """
+    def of(cls, model: Any, recorder: StepRecorder) -> WatchedTrainFunction:
+        """Has a model's next train step watched by one more recorder."""
         current = model.train_function
         if not isinstance(current, cls) or current._was_called:
             current = cls(model)
-        current._watchers[recorder] = after_call
+        current._recorders.append(recorder)
         return current
 
     @classmethod
@@ -74,8 +63,9 @@ class WatchedTrainFunction:
 
     def release(self, recorder: StepRecorder) -> None:
         """Ends the watch of a recorder, and with the last one the whole of it."""
-        self._watchers.pop(recorder, None)
-        if not self._watchers:
+        if recorder in self._recorders:
+            self._recorders.remove(recorder)
+        if not self._recorders:
             self._restore()
 
     def _restore(self) -> None:
@@ -92,10 +82,7 @@ class WatchedTrainFunction:
             self._was_called = True
             self._prepare(iterator)
         try:
-            logs = self._recorded(iterator)
-            for after_call in list(self._watchers.values()):
-                after_call()
-            return logs
+            return self._recorded(iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise  # the data ended, as Keras expects
         except BaseException:
@@ -106,7 +93,7 @@ class WatchedTrainFunction:
         if not self._model.built:
             _build(self._model, iterator)
         if self._model.built:
-            for recorder in self._watchers:
+            for recorder in self._recorders:
                 recorder.prepare()
 
     def _seen(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +113,7 @@ class WatchedTrainFunction:
         """
         with self._lock:
             if self._inside == 0:
-                for recorder in self._watchers:
+                for recorder in self._recorders:
                     self._looking.enter_context(recorder.watching())
             self._inside += 1
         try:
