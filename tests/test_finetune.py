@@ -7,7 +7,7 @@ import pytest
 import tfdeep
 from tests import nets
 from tests.transfer.test_cache import pair
-from tfdeep.errors import InvalidArgumentError, SelectionError
+from tfdeep.errors import DataError, InvalidArgumentError, SelectionError
 
 
 def test_it_is_the_program_of_its_parts(tmp_path):
@@ -113,3 +113,14 @@ def test_what_cannot_work_is_met_before_training(arguments, error):
     assert len(model.trainable_weights) == len(model.weights)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_what_was_frozen_for_a_dataset_that_cannot_be_cached_is_unfrozen_again():
+    model = nets.functional()
+    model.get_layer("hidden1").trainable = False
+    with pytest.raises(DataError):
+        tfdeep.finetune(
+            model, nets.dataset().repeat(), nets.LOSS, freeze="hidden[12]", verbose=0
+        )
+    assert not model.get_layer("hidden1").trainable_weights
+    assert len(model.get_layer("hidden2").trainable_weights) == 2

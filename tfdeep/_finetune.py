@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from tfdeep.transfer import CacheReport
 from tfdeep.transfer._cache import cache_frozen
 from tfdeep.transfer._examples import checked_dataset
 from tfdeep.transfer._freeze import freeze as freeze_variables
+from tfdeep.transfer._freeze import unfreeze as unfreeze_variables
 from tfdeep.transfer._optimizer_state import fit_to_trainable
 
 
@@ -153,7 +155,7 @@ def finetune(
         SelectionError: If a pattern selects nothing.
         ModelError, DataError, CacheError: See `tfdeep.cache_frozen`.
         InvalidArgumentError: If `epochs` or `unfreeze` cannot work. In all these cases
-            nothing was trained.
+            nothing was trained, and what was frozen for it is unfrozen again.
 
     Example:
 
@@ -179,16 +181,21 @@ def finetune(
     for patterns in stages.values():
         _paths.select(paths, patterns)
     thaw = GradualUnfreeze(stages, rate_factor=rate_factor) if stages else None
-    if freeze is not None:
-        freeze_variables(model, freeze)
-
-    head, features, cached = cache_frozen(
-        model, dataset, cache_dir, batch_size, shuffle=shuffle
-    )
+    frozen = () if freeze is None else freeze_variables(model, freeze).changed
     validation = None
-    if validation_data is not None:
-        _, validation, _ = cache_frozen(model, validation_data, cache_dir, batch_size)
-        validation_data = checked_dataset(model, validation_data, batch_size)
+    try:
+        head, features, cached = cache_frozen(
+            model, dataset, cache_dir, batch_size, shuffle=shuffle
+        )
+        if validation_data is not None:
+            _, validation, _ = cache_frozen(
+                model, validation_data, cache_dir, batch_size
+            )
+            validation_data = checked_dataset(model, validation_data, batch_size)
+    except BaseException:
+        if frozen:
+            unfreeze_variables(model, [re.escape(path) for path in frozen])
+        raise
 
     head.compile(optimizer, loss, metrics=metrics)
     first = min(stages, default=epochs)

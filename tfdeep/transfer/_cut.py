@@ -83,7 +83,9 @@ def _cut(model: Any, in_training: bool) -> Cut:
     kept = {id(node) for node in part.nodes}
     head_nodes = [node for node in nodes if id(node) not in kept]
     if not part.weighted or not head_nodes:
-        what = "everything" if part.weighted else "nothing"
+        what, call, which = "nothing", "freeze", "first"
+        if part.weighted:
+            what, call, which = "everything", "unfreeze", "last"
         raise ModelError(
             explain(
                 f"There is nothing to gain from caching in `{model.name}`: {what} is "
@@ -91,8 +93,8 @@ def _cut(model: Any, in_training: bool) -> Cut:
                 received=f"layers with weights: {listing(_weighted(nodes), limit=8)}",
                 expected="frozen layers next to the inputs, and layers to train after "
                 "them",
-                fix="`tfdeep.freeze(model, include=...)` with the first layers' names; "
-                "nothing was changed",
+                fix=f"`tfdeep.{call}(model, include=...)` with the {which} layers' "
+                "names; nothing was changed",
             )
         )
     acting = [n.operation.name for n in part.nodes if _acts_in_training(n.operation)]
@@ -103,9 +105,10 @@ def _cut(model: Any, in_training: bool) -> Cut:
                 "inference, so its outputs cannot be cached.",
                 received=f"layers that act in training: {listing(acting)}",
                 expected="a frozen part that is the same at every epoch",
-                fix="`tfdeep.freeze(model, include=...)` makes frozen layers, and "
-                "those between them, run as at inference; to keep augmentation, "
-                "`variants=n` stores n passes of it; nothing was changed",
+                fix="`variants=n` stores n passes of augmentation, or augment in the "
+                "dataset; dropout and batch normalization among frozen layers run as "
+                "at inference once `tfdeep.freeze(model, include=...)` has frozen "
+                "those; nothing was changed",
             )
         )
     masked = [
