@@ -91,6 +91,26 @@ def test_the_global_norm_is_that_of_the_summed_gradient():
     assert math.isclose(math.sqrt(sum((s**2).sum() for s in steps)), 0.5, rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("wrapper", [ClipByNorm, ClipByGlobalNorm])
+def test_a_gradient_whose_squares_overflow_makes_no_step_and_counts_as_clipped(
+    wrapper, jit_compile
+):
+    variable = keras.Variable([1.0, 2.0])
+    optimizer = wrapper(SGD(1.0), clip_norm=1.0)
+    optimizer.build([variable])
+
+    @tf.function(jit_compile=jit_compile)
+    def step():
+        optimizer.apply([tf.constant([1e20, 1e20])], [variable])
+
+    step()
+    np.testing.assert_array_equal(variable, [1, 2])
+    telemetry = optimizer.telemetry
+    assert (telemetry.steps, telemetry.clipped_steps) == (1, 1)
+    assert (telemetry.norm, telemetry.clipped_norm) == (math.inf, 0)
+
+
 def test_wrappers_nest_from_the_outside_in():
     variable = keras.Variable([0.0, 0.0])
     optimizer = ClipByValue(ClipByNorm(SGD(1.0), clip_norm=1.0), clip_value=4.0)

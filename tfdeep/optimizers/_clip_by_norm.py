@@ -62,7 +62,7 @@ class ClipByNorm(OptimizerWrapper):
         factors = tf.where(norms > self.clip_norm, self.clip_norm / norms, 1.0)
         self.record(
             norm=tf.norm(norms),
-            clipped_norm=tf.norm(norms * factors),
+            clipped_norm=tf.norm(tf.math.multiply_no_nan(norms, factors)),
             threshold=self.clip_norm,
         )
         return [

@@ -15,7 +15,8 @@ from tfdeep.optimizers._wrapper import OptimizerWrapper
 class GlobalNormWrapper(OptimizerWrapper):
     """Shortens all gradients together to a threshold on their joint L2 norm.
 
-    A gradient with a NaN passes as it is; `SkipNonFinite` is for those.
+    A gradient with a NaN passes as it is; one whose squares overflow float32 becomes
+    zero, and counts as clipped. `SkipNonFinite` is for both.
     """
 
     def threshold(self, norm: tf.Tensor) -> Any:
@@ -32,5 +33,6 @@ class GlobalNormWrapper(OptimizerWrapper):
         norm = _gradients.global_norm(gradients)
         threshold = tf.cast(self.threshold(norm), norm.dtype)
         factor = tf.where(norm > threshold, threshold / norm, 1.0)
-        self.record(norm=norm, clipped_norm=norm * factor, threshold=threshold)
+        clipped_norm = tf.math.multiply_no_nan(norm, factor)  # infinity times 0 is 0
+        self.record(norm=norm, clipped_norm=clipped_norm, threshold=threshold)
         return [_gradients.scale(gradient, factor) for gradient in gradients]
