@@ -295,6 +295,35 @@ class TestReplicas:
             assert [*itertools.chain(*pieces)] == batch
             assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
+    def parts_of(self, table, seeds, drawn=(0, 0)):
+        """What two workers read that drew their own seeds, in two epochs."""
+        datasets = []
+        for worker, (seed, before) in enumerate(zip(seeds, drawn, strict=True)):
+            keras.utils.set_random_seed(seed)
+            for _ in range(before):
+                tf.random.uniform([])
+            context = tf.distribute.InputContext(2, worker, 2)
+            datasets.append(features_of([table], [16] * 6, True, context=context))
+        return [[numbers(dataset) for dataset in datasets] for _ in range(2)]
+
+    def test_workers_that_draw_the_same_seed_share_one_order(self, tmp_path):
+        table = DiskTable(store(tmp_path, arrays(96)))
+        orders = []
+        for first, second in self.parts_of(table, seeds=(7, 7)):
+            assert [len(batch) for part in (first, second) for batch in part] == [
+                8
+            ] * 12
+            orders.append([*itertools.chain(*first, *second)])
+            assert sorted(orders[-1]) == list(range(96))
+        assert orders[0] != orders[1]
+
+    @pytest.mark.parametrize(("seeds", "drawn"), [((7, 8), (0, 0)), ((7, 7), (0, 1))])
+    def test_workers_that_draw_others_do_not(self, seeds, drawn, tmp_path):
+        """So a strategy's workers are given theirs: see `common_seed`."""
+        table = DiskTable(store(tmp_path, arrays(96)))
+        first, second = self.parts_of(table, seeds, drawn)[0]
+        assert len({*itertools.chain(*first, *second)}) < 96
+
 
 def test_a_table_is_not_read_into_memory(tmp_path):
     """Neither by opening it nor by taking rows of it."""

@@ -6,11 +6,17 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
+import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 
 import tfdeep
 from tests.transfer import worker
+from tfdeep.transfer._table import MemoryTable, features_of
+from tfdeep.transfer._tables import Cached, common_seed
 
 ROOT = pathlib.Path(worker.__file__).parents[2]
 
@@ -74,3 +80,30 @@ def test_a_worker_that_dies_loses_nothing(tmp_path):
     assert np.load(survivor)["examples"] == worker.COUNT
     (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries
     assert (entry.state, entry.rows) == ("complete", worker.COUNT)
+
+
+def place(worker, count):
+    """A model as it is in one of several workers, as far as its place goes."""
+    cluster = tf.train.ClusterSpec({"worker": [f"localhost:{i}" for i in range(count)]})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster, task_type="worker", task_id=worker
+    )
+    strategy = types.SimpleNamespace(cluster_resolver=resolver)
+    return types.SimpleNamespace(distribute_strategy=strategy)
+
+
+@pytest.mark.parametrize("key", ["3f9a0c1d5e", None], ids=["on disk", "in memory"])
+def test_workers_shuffle_alike_whatever_they_drew_before(key):
+    columns = [np.zeros((96, 2), "float32"), np.arange(96)]
+    table = MemoryTable(columns)
+    cached = Cached([table], (16,) * 6, table.bytes, 0.0, 0.0, key)
+    parts = []
+    for worker_number in range(2):
+        keras.utils.set_random_seed(worker_number)
+        seed = common_seed(place(worker_number, 2), cached)
+        context = tf.distribute.InputContext(2, worker_number, 2)
+        features = features_of([table], cached.sizes, True, seed, context)
+        parts += [row for _, rows in features for row in rows.numpy().tolist()]
+    assert sorted(parts) == list(range(96))
+    assert parts != list(range(96))
+    assert common_seed(place(0, 1), cached) is None

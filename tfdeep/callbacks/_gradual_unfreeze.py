@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 from tfdeep._core import _optimizers, _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
-from tfdeep.errors import InvalidArgumentError
+from tfdeep.errors import InvalidArgumentError, ModelError, TfdeepError
 from tfdeep.transfer import FreezeReport
 from tfdeep.transfer._freeze import notice_flags_set_by_hand, unfreeze
 from tfdeep.transfer._optimizer_state import fits
@@ -28,7 +29,10 @@ class GradualUnfreeze(keras.callbacks.Callback):
 
     A fit that starts at a later epoch (`initial_epoch`, or a restored one) first
     unfreezes all that should be unfrozen by then. Stages in epochs that are not
-    reached do nothing.
+    reached do nothing. With `keras.callbacks.BackupAndRestore` before or after it in
+    the list, a fit that was interrupted goes on from its last backup, moments
+    included, if the program is run again from the start. (Keras itself drops the
+    state of an optimizer that was saved at a later stage.)
 
     Args:
         stages: By epoch, counted from 0 as in `fit`: a pattern or a list of patterns
@@ -43,7 +47,8 @@ class GradualUnfreeze(keras.callbacks.Callback):
     Raises:
         InvalidArgumentError: If an argument cannot work as given; at the start of
             `fit`, if a `rate_factor` meets a learning rate schedule.
-        ModelError: At the start of `fit`, if the model has no weights yet.
+        ModelError: At the start of `fit`, if the model has no weights yet, or if the
+            optimizer's state in a backup is that of none of the stages.
         SelectionError: At the start of `fit`, before the first step, if a pattern of
             any stage selects nothing.
 
@@ -79,24 +84,107 @@ class GradualUnfreeze(keras.callbacks.Callback):
         """By stage, what it changed in the current or the last fit."""
         return dict(self._reports)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
         self._reports = {}
-        paths = [v.path for v in _paths.model_variables(self.model)]
-        for patterns in self.stages.values():
-            _paths.select(paths, patterns, self.exclude)
-        if self.rate_factor is not None:
-            _check_rate(self.model)
+        # `fit` calls this before any `on_train_begin`, where backups are loaded.
+        vars(model)["load_weights"] = self._load_weights
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if "load_weights" not in vars(self.model):
+            self.set_model(self.model)  # a `CallbackList` is used again
+        try:
+            self._check()
+        except TfdeepError:
+            self._leave_loading_alone()
+            raise
         if not fits(self.model):
             # Of a model that `tfdeep.freeze` was not called on, nobody else notices.
             notice_flags_set_by_hand(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._leave_loading_alone()
         for stage, patterns in self.stages.items():
             if stage <= epoch and stage not in self._reports:
                 self._reports[stage] = unfreeze(self.model, patterns, self.exclude)
                 if stage == epoch and self.rate_factor is not None:
                     for optimizer in _rated(self.model):
                         optimizer.learning_rate *= self.rate_factor
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._leave_loading_alone()
+
+    def _leave_loading_alone(self) -> None:
+        model: Any = self.model
+        vars(model).pop("load_weights", None)
+
+    def _check(self) -> None:
+        """Raises if the stages cannot work with this model."""
+        paths = [v.path for v in _paths.model_variables(self.model)]
+        for patterns in self.stages.values():
+            _paths.select(paths, patterns, self.exclude)
+        if self.rate_factor is not None:
+            _check_rate(self.model)
+
+    def _load_weights(
+        self, filepath: Any, skip_mismatch: bool = False, **arguments: Any
+    ) -> None:
+        """What `load_weights` of the model is until the first epoch begins.
+
+        The state of an optimizer fits one that has the same variables, so what was
+        unfrozen when it was saved is unfrozen first.
+        """
+
+        def load() -> None:
+            type(self.model).load_weights(
+                self.model, filepath, skip_mismatch=skip_mismatch, **arguments
+            )
+
+        if skip_mismatch:
+            load()
+            return
+        if _loads_optimizer(self.model, load):
+            return
+        for stage, patterns in self.stages.items():
+            self._reports[stage] = unfreeze(self.model, patterns, self.exclude)
+            if _loads_optimizer(self.model, load):
+                return
+        self._leave_loading_alone()
+        raise ModelError(
+            explain(
+                "The optimizer's state in this file is that of none of the stages of "
+                "`GradualUnfreeze`.",
+                received=f"{str(filepath)!r}, loaded at the start of `fit`",
+                expected="a backup of a fit of this model, with this optimizer and "
+                "these stages, and the model frozen as it was when that fit began",
+                fix="run the program again from where the model is built and frozen, "
+                "or delete the backup; no step was trained",
+            )
+        )
+
+
+def _loads_optimizer(model: Any, load: Callable[[], None]) -> bool:
+    """Loads weights; whether Keras loaded the optimizer's state as well.
+
+    If that does not fit, Keras only warns. Its step count then stays what it was.
+    """
+    counts = [optimizer.iterations for optimizer in _rated(model)]
+    before = [int(count.numpy()) for count in counts]
+    for count in counts:
+        count.assign(-1)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            load()
+    finally:
+        pairs = list(zip(counts, before, strict=True))
+        skipped = [(count, was) for count, was in pairs if count.numpy() < 0]
+        for count, was in skipped:
+            count.assign(was)
+    if not skipped:
+        for one in told:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return not skipped
 
 
 def _checked_stages(stages: Any) -> dict[int, Patterns]:
@@ -153,4 +241,5 @@ def _check_rate(model: Any) -> None:
 
 def _rated(model: Any) -> list[Any]:
     """The optimizers that have a learning rate of their own."""
-    return _optimizers.groups(_optimizers.chain(model.optimizer)[-1])
+    last = _optimizers.chain(model.optimizer)[-1:]
+    return _optimizers.groups(last[0]) if last else []

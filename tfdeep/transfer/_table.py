@@ -102,7 +102,9 @@ def features_of(
         shuffle: Whether the rows come in a new order each time. Every order is equally
             likely. The orders follow from the seed.
         seed: None takes one from TensorFlow's global generator
-            (`keras.utils.set_random_seed`). Several workers need the same.
+            (`keras.utils.set_random_seed`). Several workers need the same, or some
+            rows are read twice and others never: with None, all have to set the same
+            global seed and draw as often from it; `common_seed` asks for neither.
         context: The place of a worker among several, which
             `strategy.distribute_datasets_from_function` gives: then the batches are
             those of its replicas, and nothing else is read.
