@@ -1,7 +1,6 @@
 """HDF5 files that the library would hang on, allocate for, or follow elsewhere."""
 
 import contextlib
-import inspect
 import json
 import os
 import pathlib
@@ -538,10 +537,7 @@ class TestArchive:
         refused(path, CorruptFileError)
 
 
-@pytest.mark.skipif(
-    "max_shard_size" not in inspect.signature(keras.Model.save_weights).parameters,
-    reason="this Keras writes no shards",
-)
+@pytest.mark.skipif(not files.WRITES_SHARDS, reason="this Keras writes no shards")
 class TestShards:
     @pytest.fixture
     def model(self):

@@ -197,18 +197,15 @@ class TestPlans:
         assert json.loads(report.to_json())["probe"]["largest_change"] > 0
 
 
-def test_a_dry_run_reads_no_values(tmp_path, monkeypatch):
-    for kind, write in files.NAMED_WRITERS.items():
-        directory = tmp_path / kind
-        directory.mkdir()
-        model = nets.functional()
-        path = write(model, directory)
-        with tfdeep.checkpoints.open(path) as reader:
-            monkeypatch.setattr(
-                type(reader), "read", lambda self, name: pytest.fail("values were read")
-            )
-        assert len(tfdeep.restore(model, path, dry_run=True).restored) == 8
-        monkeypatch.undo()
+@pytest.mark.parametrize("kind", files.NAMED_WRITERS)
+def test_a_dry_run_reads_no_values(kind, tmp_path, monkeypatch):
+    model = nets.functional()
+    path = files.NAMED_WRITERS[kind](model, tmp_path)
+    with tfdeep.checkpoints.open(path) as reader:
+        monkeypatch.setattr(
+            type(reader), "read", lambda self, name: pytest.fail("values were read")
+        )
+    assert len(tfdeep.restore(model, path, dry_run=True).restored) == 8
 
 
 def test_a_probe_shows_the_outputs_before_and_after(tmp_path):

@@ -52,9 +52,13 @@ def test_trainable_variables_stay_declared_when_they_are_frozen():
     assert names == ["gamma", "beta"]
 
 
-def test_an_optimizer_knows_what_it_was_built_for():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_optimizer_knows_what_it_was_built_for(scaled):
     model = nets.functional()
     optimizer = keras.optimizers.Adam()
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    assert _keras_internals.built_for(optimizer) == []
     optimizer.build(model.trainable_variables)
     built_for = _keras_internals.built_for(optimizer)
     assert [id(v) for v in built_for] == [id(v) for v in model.trainable_variables]

@@ -631,6 +631,7 @@ def test_averages_of_what_is_unfrozen_late_start_at_its_weights():
 
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["loss scale", "without"])
+@pytest.mark.filterwarnings("error::tfdeep.errors.TrainableFlagWarning")
 def test_mixed_precision(scaled):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -66,7 +66,11 @@ def call_node(node: Any, tensors: dict[int, Any]) -> Any:
 
 def built_for(optimizer: Any) -> list[Any]:
     """The model variables for which an optimizer has made its own variables."""
-    return list(optimizer._trainable_variables)
+    variables = list(optimizer._trainable_variables)
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if optimizer.built and not variables and inner is not None:
+        return built_for(inner)  # Keras 3.8: `LossScaleOptimizer` leaves it to that one
+    return variables
 
 
 def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:

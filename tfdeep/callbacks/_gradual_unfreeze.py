@@ -135,19 +135,19 @@ class GradualUnfreeze(keras.callbacks.Callback):
         unfrozen when it was saved is unfrozen first.
         """
 
-        def load() -> None:
+        def fill() -> None:
             type(self.model).load_weights(
                 self.model, filepath, skip_mismatch=skip_mismatch, **arguments
             )
 
         if skip_mismatch:
-            load()
+            fill()
             return
-        if _loads_optimizer(self.model, load):
+        if _loads_optimizer(self.model, fill):
             return
         for stage, patterns in self.stages.items():
             self._reports[stage] = unfreeze(self.model, patterns, self.exclude)
-            if _loads_optimizer(self.model, load):
+            if _loads_optimizer(self.model, fill):
                 return
         self._leave_loading_alone()
         raise ModelError(
@@ -163,7 +163,7 @@ class GradualUnfreeze(keras.callbacks.Callback):
         )
 
 
-def _loads_optimizer(model: Any, load: Callable[[], None]) -> bool:
+def _loads_optimizer(model: Any, fill: Callable[[], None]) -> bool:
     """Loads weights; whether Keras loaded the optimizer's state as well.
 
     If that does not fit, Keras only warns. Its step count then stays what it was.
@@ -175,7 +175,7 @@ def _loads_optimizer(model: Any, load: Callable[[], None]) -> bool:
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            load()
+            fill()
     finally:
         pairs = list(zip(counts, before, strict=True))
         skipped = [(count, was) for count, was in pairs if count.numpy() < 0]
