@@ -124,3 +124,17 @@ def test_auto_says_when_it_knows_no_initializer():
         tfdeep.models.dnn((4,), [3], 2, activation=own)
     tfdeep.models.dnn((4,), [3], 2, activation=own, kernel_initializer="he_normal")
     tfdeep.models.dnn((4,), [3], 2, activation=keras.layers.LeakyReLU())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ((64, [10]), "`input_shape=(64,)`"),
+        (((64,), 10), "`hidden_units=[10]`"),
+        ((64, 10), "`input_shape=(64,), hidden_units=[10]`"),
+    ],
+)
+def test_a_number_in_place_of_a_sequence_is_explained(arguments, remedy):
+    with pytest.raises(InvalidArgumentError) as error:
+        tfdeep.models.dnn(*arguments, num_outputs=2)
+    assert f"To mend:  {remedy}" in str(error.value)

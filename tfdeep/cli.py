@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tfdeep import __version__
+
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 
 DONE, NO, FAILED = 0, 1, 2
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tfdeep", description="Train deep Keras networks and reuse their layers."
     )
+    parser.add_argument("--version", action="version", version=f"tfdeep {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for add in _COMMANDS:
         add(commands)
@@ -171,7 +174,7 @@ def _restore(options: argparse.Namespace) -> int:
     )
     print(report.to_json() if options.json else report)
     if options.dry_run:
-        return NO if report.missing or report.mismatched else DONE
+        return NO if report.failure else DONE
     if options.output.endswith(".weights.h5"):
         model.save_weights(options.output)
     else:
@@ -293,17 +296,15 @@ def _add_cache(commands: Any) -> None:
         ("ls", None, "list the entries"),
         (
             "verify",
-            "*",
+            "the entries (default: all)",
             "read every byte and compare checksums; exit code 1 if damaged",
         ),
-        ("rm", "*", "remove entries"),
+        ("rm", "the entries; without one, --all is needed", "remove entries"),
     ):
         action = actions.add_parser(name, help=about, description=about.capitalize())
         action.add_argument("cache_dir", metavar="DIR", help="the cache_dir")
         if keys:
-            action.add_argument(
-                "keys", metavar="KEY", nargs=keys, help="the entries (default: all)"
-            )
+            action.add_argument("keys", metavar="KEY", nargs="*", help=keys)
         if name == "rm":
             action.add_argument("--all", action="store_true", help="remove all entries")
         action.add_argument("--json", action="store_true", help="print JSON")

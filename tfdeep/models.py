@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -63,8 +63,9 @@ def dnn(
         A Functional `keras.Model`, not compiled.
 
     Raises:
-        InvalidArgumentError: If `hidden_units` is empty or holds anything but whole
-            numbers > 0, or "auto" knows no initializer for the activation.
+        InvalidArgumentError: If `input_shape` or `hidden_units` is no sequence,
+            `hidden_units` is empty or holds anything but whole numbers > 0, or
+            "auto" knows no initializer for the activation.
 
     Example:
 
@@ -77,6 +78,7 @@ def dnn(
         Klambauer et al., 2017, https://arxiv.org/abs/1706.02515;
         Glorot and Bengio, 2010, https://proceedings.mlr.press/v9/glorot10a.html.
     """
+    _check_sequences(input_shape=input_shape, hidden_units=hidden_units)
     _check_units(hidden_units, num_outputs)
     if kernel_initializer == "auto":
         kernel_initializer = _fitting_initializer(activation)
@@ -118,6 +120,23 @@ def dnn(
             x = dropout(dropout_rate, name=f"dropout{i}")(x)
     outputs = keras.layers.Dense(num_outputs, name="outputs")(x)
     return keras.Model(inputs, outputs, name=name)
+
+
+def _check_sequences(input_shape: Any, hidden_units: Any) -> None:
+    fixes = []
+    if not isinstance(input_shape, Iterable):
+        fixes.append(f"input_shape=({input_shape!r},)")
+    if not isinstance(hidden_units, Iterable):
+        fixes.append(f"hidden_units=[{hidden_units!r}]")
+    if fixes:
+        raise InvalidArgumentError(
+            explain(
+                "`dnn` needs one size for each axis and for each hidden layer.",
+                received=f"input_shape={input_shape!r}, hidden_units={hidden_units!r}",
+                expected="two sequences of whole numbers",
+                fix=f"`{', '.join(fixes)}`",
+            )
+        )
 
 
 def _check_units(hidden_units: Sequence[int], num_outputs: int) -> None:

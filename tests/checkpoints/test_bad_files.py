@@ -57,6 +57,24 @@ def test_a_path_that_does_not_exist(tmp_path):
     refused(tmp_path / "data.bin", UnknownFormatError, "an unknown kind of file")
 
 
+def test_a_directory_of_checkpoints_that_no_file_lists(tmp_path):
+    for name in ("b.ckpt", "a.ckpt-10"):
+        (tmp_path / f"{name}.index").write_bytes(b"")
+    refused(
+        tmp_path,
+        UnknownFormatError,
+        "without a file `checkpoint`",
+        f"To mend:  pass one of these: {str(tmp_path / 'a.ckpt-10')!r}, "
+        f"{str(tmp_path / 'b.ckpt')!r};",
+    )
+    (tmp_path / "b.ckpt.index").unlink()
+    refused(
+        tmp_path,
+        UnknownFormatError,
+        f"To mend:  pass {str(tmp_path / 'a.ckpt-10')!r};",
+    )
+
+
 def every_file(kind, directory):
     """The path to restore from, and the files that hold the data."""
     path = files.WRITERS[kind](nets.functional(), directory)

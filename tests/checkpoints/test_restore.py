@@ -342,6 +342,62 @@ def test_a_dry_run_changes_nothing_and_tells_all(tmp_path):
     assert json.loads(report.to_json())["dry_run"] is True
 
 
+def test_a_dry_run_says_that_the_call_would_fail(tmp_path):
+    path = files.weights_h5(nets.functional(), tmp_path)
+    model = changed(
+        hidden3=layers.Dense(7, name="hidden3"),
+        more=layers.Dense(nets.CLASSES, name="more"),
+    )
+
+    def heading(**arguments):
+        report = tfdeep.restore(model, path, dry_run=True, **arguments)
+        return str(report).split(" from")[0], bool(report.failure)
+
+    fails = "Would fail: 5 of 10 variables cannot be restored", True
+    assert heading() == fails
+    with pytest.raises(MismatchError) as error:
+        tfdeep.restore(model, path)
+    assert str(error.value.report).startswith(fails[0])
+    assert heading(on_missing="skip") == (
+        "Would fail: 3 of 10 variables cannot be restored",
+        True,
+    )
+    skip = {"on_missing": "skip", "on_mismatch": "skip"}
+    assert heading(**skip) == ("Would restore 5 variables", False)
+    assert heading(**skip, min_restored=6) == (
+        "Would fail: only 5 of 10 variables can be restored",
+        True,
+    )
+    assert heading(include="hidden1/bias") == ("Would restore 1 variable", False)
+
+
+def test_the_arguments_swapped(tmp_path):
+    path = files.weights_h5(nets.functional(), tmp_path)
+    with pytest.raises(InvalidArgumentError, match="must be a model") as error:
+        tfdeep.restore(path, nets.functional())
+    assert "swap the first two arguments" in str(error.value)
+    with pytest.raises(InvalidArgumentError, match="must be a model") as error:
+        tfdeep.restore(path, path)
+    assert "swap the" not in str(error.value)
+
+
+def test_the_remedy_names_what_can_help(tmp_path):
+    path = files.weights_h5(nets.functional(), tmp_path)
+    cases = {
+        "added": ['`on_missing="skip"`', "`rename`"],
+        "shape": ['`on_mismatch="skip"`', "`layout`"],
+        "dtype": ['`on_mismatch="skip"`', "`cast=True`"],
+        "class": ['`on_mismatch="skip"`'],
+    }
+    options = sorted({option for named in cases.values() for option in named})
+    for misfit, named in cases.items():
+        with pytest.raises(MismatchError) as error:
+            tfdeep.restore(changed(**MISFITS[misfit][0]), path)
+        remedy = str(error.value).rpartition("To mend:")[2]
+        assert [o for o in options if o in remedy] == sorted(named), misfit
+        assert "narrow `include`" in remedy
+
+
 @pytest.mark.parametrize("fails_at", range(8))
 def test_an_assignment_that_fails_leaves_all_variables_as_they_were(
     fails_at, tmp_path, monkeypatch

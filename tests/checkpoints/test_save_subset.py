@@ -91,6 +91,21 @@ def test_a_suffix_that_is_none_of_these(tmp_path):
         tfdeep.save_subset(nets.functional(), tmp_path / "net.bin")
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.weights.h5"])
+def test_a_directory_that_is_missing_is_named(name, tmp_path):
+    directory = tmp_path / "no" / "such"
+    with pytest.raises(FileNotFoundError) as error:
+        tfdeep.save_subset(nets.functional(), directory / name)
+    assert f"Received: {str(directory / name)!r}" in str(error.value)
+    assert f"To mend:  make the directory {str(directory)!r}" in str(error.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_variable_is_no_plural(tmp_path):
+    report = tfdeep.save_subset(nets.functional(), tmp_path / "a.npz", "hidden1/bias")
+    assert str(report).startswith("Saved 1 variable to")
+
+
 @each_suffix
 def test_damage_is_found(suffix, tmp_path):
     model = nets.functional()

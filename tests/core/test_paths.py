@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,35 @@ def test_a_pattern_that_selects_nothing_names_the_nearest():
         select(PATHS, "hiden2")
     assert "'hiden2' against 6 variables" in str(error.value)
     assert "nearest names: hidden2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "remedy"),
+    [
+        ("hidden*", "any characters are '.*': pass 'hidden.*'; nearest names"),
+        ("*/kernel", "any characters are '.*': '.*/kernel'; nothing"),
+        ("kernel", "names of its layers: pass '.*/kernel'; nearest names"),
+        ("kernel|bias", "pass '.*/(kernel|bias)'; "),
+        ("hidden", "a name must match to its end: pass 'hidden.*'; "),
+        ("dnn/hidden1", "leave out the model's name: 'hidden1'; nearest names"),
+        ("sequential/hidden1/bias", "leave out the model's name: 'hidden1/bias'; "),
+        ("hiden2", "To mend:  nearest names: hidden2"),
+        ("(?i)KERNEL", "To mend:  nearest names"),
+        ("hidden1/outputs", "To mend:  nearest names"),  # hidden1 is no model's name
+        ("hidden[", "close the bracket with ']'"),
+        ("(hidden1", "close the parenthesis with ')'"),
+        ("hidden1)", "escape special characters"),
+        (3, "a string, not an int"),
+        (3, "pass the name of a layer, as `layer.name`; nothing"),
+        (np.zeros((1, 1)), "a string, not an ndarray"),
+        (layers.LSTM(2, name="lstm"), "a string, not an LSTM"),
+        (layers.Dense(2, name="hidden1"), "pass its name, 'hidden1'; nothing"),
+    ],
+)
+def test_a_bad_pattern_is_mended_in_the_message(pattern, remedy):
+    with pytest.raises(SelectionError) as error:
+        select(PATHS, [pattern] if isinstance(pattern, np.ndarray) else pattern)
+    assert remedy in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,29 @@ def test_a_limit_that_cannot_work_is_refused(clip, value):
     assert "a finite number > 0, in gradient units" in message
 
 
+@each_clip
+@pytest.mark.parametrize("optimizer", ["adam", SGD(0.1)], ids=["name", "object"])
+def test_swapped_arguments_are_told(clip, optimizer):
+    wrapper, argument, _, _ = CLIPS[clip]
+    with pytest.raises(InvalidArgumentError) as error:
+        wrapper(1.0, optimizer)
+    call = f"`{wrapper.__name__}(optimizer, {argument}=1)`"
+    assert f"the arguments are swapped: write {call}" in str(error.value)
+    with pytest.raises(InvalidArgumentError) as error:
+        wrapper(SGD(0.1), "auto")  # no optimizer
+    assert "swapped" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps"],
+)
+def test_the_remedy_for_a_second_clipping_is_to_leave_it_out(argument):
+    with pytest.raises(InvalidArgumentError) as error:
+        ClipByGlobalNorm(keras.optimizers.Adam(**{argument: 2}), 1.0)
+    assert f"To mend:  leave `{argument}` out of `Adam(...)`" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("inner", "message"),
     [

@@ -83,3 +83,13 @@ def test_what_cannot_be_done(cache, tmp_path, capsys):
     assert main(["cache", "rm", cache_dir, first]) == FAILED
     assert "notes.txt" in capsys.readouterr().err
     assert (tmp_path / first / "manifest.json").exists()
+
+
+def test_the_help_says_when_a_key_is_needed(capsys):
+    for action, words in (
+        ("rm", "KEY the entries; without one, --all is needed"),
+        ("verify", "KEY the entries (default: all)"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["cache", action, "--help"])
+        assert words in " ".join(capsys.readouterr().out.split())

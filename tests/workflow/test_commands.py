@@ -97,3 +97,10 @@ def test_names_that_would_steer_a_terminal_are_escaped(tmp_path, capsys):
     np.savez(path, **{"a\x1b[2Jb": np.ones(1)})
     assert main(["inspect", str(path)]) == DONE
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == DONE
+    assert capsys.readouterr().out == f"tfdeep {tfdeep.__version__}\n"

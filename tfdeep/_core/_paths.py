@@ -67,7 +67,7 @@ def model_variables(model: Any) -> list[ModelVariable]:
         raise ModelError(
             explain(
                 f"The model `{model.name}` has no weights yet.",
-                received=f"a {type(model).__name__} with built={model.built}",
+                received=f"{a_type(model)} with built={model.built}",
                 expected="a model whose layers have created their weights",
                 fix="call it on a batch, `model.build(input_shape)`, or start it with "
                 "`keras.Input(shape)`; nothing was changed",
@@ -135,7 +135,7 @@ def compile_pattern(pattern: object) -> re.Pattern[str]:
     """Compiles one pattern, or says why it is none."""
     try:
         if not isinstance(pattern, str):
-            raise TypeError(f"a pattern is a string, not a {type(pattern).__name__}")
+            raise TypeError(f"a pattern is a string, not {a_type(pattern)}")
         return re.compile(pattern)
     except (TypeError, re.error) as error:
         raise SelectionError(
@@ -143,9 +143,37 @@ def compile_pattern(pattern: object) -> re.Pattern[str]:
                 f"This is not a regular expression: {error}.",
                 received=repr(pattern),
                 expected="a regular expression over layer names, such as 'hidden[123]'",
-                fix="escape special characters with a backslash; nothing was changed",
+                fix=f"{_remedy(pattern, error)}; nothing was changed",
             )
         ) from error
+
+
+def _remedy(pattern: object, error: Exception) -> str:
+    """How to make a pattern of what is none."""
+    if not isinstance(pattern, str):
+        name = getattr(pattern, "name", None)
+        if isinstance(name, str):
+            return f"pass its name, {name!r}"
+        return "pass the name of a layer, as `layer.name`"
+    reason = str(error)
+    if "unterminated character set" in reason:
+        return "close the bracket with ']', or write '\\\\[' for it"
+    if "unterminated subpattern" in reason:
+        return "close the parenthesis with ')', or write '\\\\(' for it"
+    if "nothing to repeat" in reason and "*" in pattern:
+        return f"any characters are '.*': {_without_glob(pattern)!r}"
+    return "escape special characters with a backslash"
+
+
+def a_type(value: object) -> str:
+    """The name of the type of `value` with its article.
+
+    >>> a_type(3), a_type("3")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    vowel = re.match("[AEIOaeio]|nd|[FHLMNRSX][A-Z]", name)  # ndarray, LSTM
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 def match_components(pattern: re.Pattern[str], path: str) -> re.Match[str] | None:
@@ -171,12 +199,38 @@ def _matching(paths: Sequence[str], patterns: Patterns, what: str) -> set[str]:
                     received=f"{text!r} against {len(paths)} {what}s",
                     expected="a regular expression that matches whole components from "
                     "the start of a path",
-                    fix=f"nearest names: {listing(nearest(text, paths))}; "
-                    "nothing was changed",
+                    fix=f"{_hint(text, paths)}nearest names: "
+                    f"{listing(nearest(text, paths))}; nothing was changed",
                 )
             )
         selected |= matched
     return selected
+
+
+def _hint(text: str, paths: Sequence[str]) -> str:
+    """The pattern that was probably meant, if it selects something; else nothing."""
+    whole = f"({text})" if "|" in text else text
+    tries = [
+        (_without_glob(text), "any characters are '.*': pass "),
+        (f".*/{whole}", "a path begins with the names of its layers: pass "),
+        (f"{whole}.*", "a name must match to its end: pass "),
+    ]
+    head, _, rest = text.partition("/")
+    if rest and not any(path.startswith(f"{head}/") for path in paths):
+        tries.insert(1, (rest, "leave out the model's name: "))
+    for attempt, reason in tries:
+        try:
+            pattern = re.compile(attempt)
+        except re.error:
+            continue
+        if any(match_components(pattern, path) for path in paths):
+            return f"{reason}{attempt!r}; "
+    return ""
+
+
+def _without_glob(text: str) -> str:
+    """The regular expression for a shell's pattern such as `hidden*`."""
+    return re.sub(r"(?<![.\])\\])\*", ".*", text)
 
 
 def nearest(text: str, paths: Iterable[str], limit: int = 5) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import explain, listing
 from tfdeep.checkpoints._keras_files import (
     KerasArchiveReader,
     ShardedKerasReader,
@@ -89,7 +89,24 @@ object-based), a directory that holds one, a SavedModel directory |
         return TFCheckpointReader(path, prefix, limits)
     if os.path.isfile(path):
         return _open_file(path, limits)
+    prefixes = _prefixes(path)
+    if prefixes:
+        one = "" if len(prefixes) == 1 else "one of these: "
+        raise _unknown(
+            path,
+            "a directory without a file `checkpoint` that says which of its "
+            "checkpoints to read",
+            f"pass {one}{listing(map(repr, prefixes))}; nothing was changed",
+        )
     raise _unknown(path, "a directory without a checkpoint")
+
+
+def _prefixes(directory: str) -> list[str]:
+    """The prefixes of the checkpoints in a directory."""
+    if not os.path.isdir(directory):
+        return []
+    names = sorted(name for name in os.listdir(directory) if name.endswith(".index"))
+    return [os.path.join(directory, name.removesuffix(".index")) for name in names]
 
 
 def _open_file(path: str, limits: Limits | None) -> Reader:
@@ -129,7 +146,12 @@ def _open_archive(path: str, limits: Limits | None) -> Reader:
     return KerasArchiveReader(path, limits)
 
 
-def _unknown(path: str, what: str) -> UnknownFormatError:
+def _unknown(
+    path: str,
+    what: str,
+    fix: str = "check the path; a checkpoint `model.ckpt-10.index` is passed as "
+    "'model.ckpt-10'; nothing was changed",
+) -> UnknownFormatError:
     if not os.path.exists(path):
         what = "there is no such file"
     return UnknownFormatError(
@@ -139,7 +161,6 @@ def _unknown(path: str, what: str) -> UnknownFormatError:
             expected="a Keras `.weights.h5`, `.keras` or `.h5` file, a TensorFlow "
             "checkpoint's prefix or directory, a PyTorch `.pt`, a `.safetensors` or "
             "`.npz` file",
-            fix="check the path; a checkpoint `model.ckpt-10.index` is passed as "
-            "'model.ckpt-10'; nothing was changed",
+            fix=fix,
         )
     )

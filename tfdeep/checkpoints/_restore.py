@@ -68,6 +68,7 @@ class RestoreReport(Record):
         unused: Names of tensors that no selected variable wanted.
         dry_run: True if nothing was changed.
         probe: What the model made of `probe=`, before and after; None without.
+        failure: Why the call is refused (with `dry_run`, would be); else empty.
     """
 
     source: str
@@ -79,6 +80,7 @@ class RestoreReport(Record):
     unused: tuple[str, ...]
     dry_run: bool
     probe: Probe | None = None
+    failure: str = ""
 
     @property
     def renamed(self) -> tuple[Match, ...]:
@@ -98,7 +100,11 @@ class RestoreReport(Record):
         return values
 
     def __str__(self) -> str:
+        count = len(self.restored)
         done = "Would restore" if self.dry_run else "Restored"
+        done = f"{done} {count} variable{'s' * (count != 1)}"
+        if self.failure:
+            done = f"Would fail: {self.failure}"
         rows: list[Sequence[object]] = [
             (m.path, m.shape, m.dtype, f"{m.source} ({m.note})" if m.note else m.source)
             for m in self.restored
@@ -112,8 +118,7 @@ class RestoreReport(Record):
             change = self.probe.largest_change
             notes.append(f"outputs of the probe changed by up to {change:.3g}")
         return render_table(
-            f"{done} {len(self.restored)} variables from {self.source}\n"
-            f"({self.format}, {self.integrity})",
+            f"{done} from {self.source}\n({self.format}, {self.integrity})",
             ["variable", "shape", "dtype", "from"],
             shorten(rows, _MOST_ROWS),
             notes=notes,
@@ -201,6 +206,7 @@ def restore(
     >>> [match.path for match in report.restored]
     ['hidden1/kernel', 'hidden1/bias', 'hidden2/kernel', 'hidden2/bias']
     """
+    _check_model(model, source)
     _check_choice("on_missing", on_missing)
     _check_choice("on_mismatch", on_mismatch)
     targets = find_targets(model, include, exclude, transform, layout, optimizer)
@@ -214,9 +220,10 @@ def restore(
         if plan is not None:
             _check_followed(made, entries_of(plan, separator), separator)
         report = _report(reader, made, dry_run)
-        if dry_run:
-            return report
         skips = (on_missing == "skip", on_mismatch == "skip")
+        if dry_run:
+            failure = _failure(report, len(targets.wanted), skips, min_restored)
+            return dataclasses.replace(report, failure=failure)
         _check(report, len(targets.wanted), skips, min_restored)
         values, unfit = _read(reader, made, allow_nonfinite)
     if unfit:
@@ -233,6 +240,21 @@ def restore(
     before = _outputs(model, probe)
     _assign(targets.variables, values)
     return dataclasses.replace(report, probe=Probe(before, _outputs(model, probe)))
+
+
+def _check_model(model: Any, source: Any) -> None:
+    if isinstance(model, keras.layers.Layer):
+        return
+    swapped = isinstance(source, keras.layers.Layer)
+    raise InvalidArgumentError(
+        explain(
+            "The first argument of `restore` must be a model.",
+            received=f"model={model!r}",
+            expected="a built Keras model, then the file",
+            fix=f"{'swap the first two arguments: ' if swapped else ''}"
+            "`tfdeep.restore(model, source)`; nothing was changed",
+        )
+    )
 
 
 def _check_choice(name: str, value: str) -> None:
@@ -292,38 +314,64 @@ def _report(reader: Reader, plan: RestorePlan, dry_run: bool) -> RestoreReport:
     )
 
 
+def _failure(
+    report: RestoreReport, wanted: int, skips: tuple[bool, bool], min_restored: int
+) -> str:
+    """Why the variables cannot be restored as asked; empty if they can."""
+    skip_missing, skip_mismatched = skips
+    faults = (not skip_mismatched) * len(report.mismatched)
+    faults += (not skip_missing) * len(report.missing)
+    if faults:
+        return f"{faults} of {wanted} variables cannot be restored"
+    if len(report.restored) < min_restored:
+        return f"only {len(report.restored)} of {wanted} variables can be restored"
+    return ""
+
+
 def _check(
     report: RestoreReport, wanted: int, skips: tuple[bool, bool], min_restored: int
 ) -> None:
     """Raises if what cannot be restored was not to be skipped."""
-    skip_missing, skip_mismatched = skips
-    report = dataclasses.replace(report, dry_run=True)
+    failure = _failure(report, wanted, skips, min_restored)
+    if not failure:
+        return
+    report = dataclasses.replace(report, dry_run=True, failure=failure)
     mismatched = [f"{m.path}: {m.reason}" for m in report.mismatched]
     missing = [f"{path}: missing in the file" for path in report.missing]
-    faults = (not skip_mismatched) * mismatched + (not skip_missing) * missing
-    if not faults and len(report.restored) >= min_restored:
-        return
     near = [
         name
         for path in report.missing
         for name in _paths.nearest(path, report.unused, 2)
     ]
     hint = f"; names left in the file: {listing(dict.fromkeys(near))}" if near else ""
-    what = f"{len(faults)} of {wanted} variables cannot be restored"
     expected = "a tensor of the same name, shape and dtype for every selected variable"
-    if not faults:
-        what = f"Only {len(report.restored)} of {wanted} variables can be restored"
+    if failure.startswith("only"):
         expected = f"at least min_restored={min_restored}"
     raise MismatchError(
         explain(
-            f"{what} from {report.source!r}.",
+            f"{failure[0].upper()}{failure[1:]} from {report.source!r}.",
             received=listing(mismatched + missing) + hint,
             expected=expected,
-            fix="narrow `include`, or use `exclude`, `rename`, `layout` or `cast`; "
+            fix=f"narrow `include`, or use {_remedies(report, skips)}; "
             "`dry_run=True` shows the whole table; nothing was changed",
         ),
         report,
     )
+
+
+def _remedies(report: RestoreReport, skips: tuple[bool, bool]) -> str:
+    """The arguments that can help with what is missing and what does not fit."""
+    skip_missing, skip_mismatched = skips
+    reasons = [mismatch.reason for mismatch in report.mismatched]
+    helps = {
+        "`exclude`": True,
+        "`rename`": bool(report.missing),
+        '`on_missing="skip"`': bool(report.missing) and not skip_missing,
+        "`layout`": any(reason.startswith("shape") for reason in reasons),
+        "`cast=True`": any("`cast=True`" in reason for reason in reasons),
+        '`on_mismatch="skip"`': bool(reasons) and not skip_mismatched,
+    }
+    return " or ".join(argument for argument, can_help in helps.items() if can_help)
 
 
 def _read(

@@ -48,8 +48,9 @@ class SaveReport(Record):
     bytes: int
 
     def __str__(self) -> str:
+        count = len(self.saved)
         return render_table(
-            f"Saved {len(self.saved)} variables to {self.path}"
+            f"Saved {count} variable{'s' * (count != 1)} to {self.path}"
             f" ({human_bytes(self.bytes)})",
             ["variable"],
             shorten([(path,) for path in self.saved], _MOST_ROWS),
@@ -110,10 +111,25 @@ that names it; `tf.train.load_checkpoint` reads it |
                 fix="choose one of these; nothing was written",
             )
         )
+    if suffix != ".ckpt":  # which makes its directory
+        _check_directory(target)
     targets = find_targets(model, include, exclude)
     _WRITERS[suffix](model, targets, target)
     saved = tuple(wanted.path for wanted in targets.wanted)
     return SaveReport(target, saved, _size(target))
+
+
+def _check_directory(path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(
+            explain(
+                "The directory to write to does not exist.",
+                received=repr(path),
+                expected="a file in a directory that exists",
+                fix=f"make the directory {directory!r} first; nothing was written",
+            )
+        )
 
 
 def _values(targets: Targets) -> dict[str, np.ndarray]:

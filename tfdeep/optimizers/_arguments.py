@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+import keras
+
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 
@@ -29,7 +31,7 @@ def number_above(
             f"`{wrapper}` cannot work with this {argument}.",
             received=f"{argument}={value!r} ({type(value).__name__})",
             expected=f"a finite number {bounds}, in {unit}",
-            fix=f"pass for example `{argument}={example:g}`, or leave the wrapper out",
+            fix=_fix(value, wrapper, f"{argument}={example:g}"),
         )
     )
 
@@ -46,6 +48,22 @@ def whole_number_above(
             f"`{wrapper}` cannot work with this {argument}.",
             received=f"{argument}={value!r} ({type(value).__name__})",
             expected=f"a whole number > {lower}, in {unit}",
-            fix=f"pass for example `{argument}={example}`, or leave the wrapper out",
+            fix=_fix(value, wrapper, f"{argument}={example}"),
         )
     )
+
+
+def _fix(value: Any, wrapper: str, example: str) -> str:
+    if _is_optimizer(value):
+        return f"the arguments are swapped: write `{wrapper}(optimizer, {example})`"
+    return f"pass for example `{example}`, or leave the wrapper out"
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether `value` is an optimizer or the name of one."""
+    if isinstance(value, str):
+        try:
+            value = keras.optimizers.get(value)
+        except ValueError:
+            return False
+    return isinstance(value, keras.optimizers.Optimizer)

@@ -53,7 +53,8 @@ def check_arguments(inner: Any, wrapper: str) -> None:
                         f"`{argument}`: {consequence}.",
                         received=f"{kind}(..., {argument}={value!r})",
                         expected=f"{argument}=None in the inner optimizer",
-                        fix=f"`tfdeep.optimizers.{instead.format(kind, value)}`",
+                        fix=f"leave `{argument}` out of `{kind}(...)`; to have it too, "
+                        f"`tfdeep.optimizers.{instead.format(kind, value)}`",
                     )
                 )
 
