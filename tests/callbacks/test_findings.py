@@ -58,9 +58,29 @@ def test_findings_do_not_depend_on_when_the_rings_are_read():
 
 def test_warn():
     with pytest.warns(
-        SickLayerWarning, match="dead_units: hidden2: 100% of units dead"
+        SickLayerWarning, match="dead_units at hidden2, since step 0\n  100% of units"
     ):
         fit(sick_model(), GradientMonitor())
+
+
+@pytest.mark.parametrize("on_finding", ["warn", "stop"])
+def test_neighbours_share_one_warning(on_finding):
+    keras.utils.set_random_seed(0)
+    wide = keras.initializers.RandomNormal(stddev=1.0, seed=0)
+    hidden = [layers.Dense(64, "relu", kernel_initializer=wide) for _ in range(12)]
+    model = keras.Sequential([*hidden, layers.Dense(nets.CLASSES)])
+    model.compile("sgd", nets.LOSS)
+    monitor = GradientMonitor(on_finding=on_finding)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SickLayerWarning)
+        fit(model, monitor, steps=20)
+    told = [str(w.message) for w in caught if w.category is SickLayerWarning]
+    assert len(monitor.findings) > 2 * len(told)
+    report = str(monitor.report())
+    for text in told:
+        assert text in report
+    assert any("layers), since step" in text for text in told)
+    assert model.stop_training == (on_finding == "stop")
 
 
 def test_stop():

@@ -75,6 +75,68 @@ def test_a_healthy_net_has_no_findings():
         assert tfdeep.diagnose(dnn(activation), x, y, nets.LOSS).findings == ()
 
 
+def test_a_gradient_whose_norm_overflows_is_too_large():
+    keras.utils.set_random_seed(0)
+    wide = keras.initializers.RandomNormal(stddev=1.0, seed=0)
+    model = keras.Sequential(
+        [layers.Dense(64, "relu", kernel_initializer=wide) for _ in range(30)]
+        + [layers.Dense(nets.CLASSES)]
+    )
+    first = tfdeep.diagnose(model, *batch(), nets.LOSS).findings[0]
+    assert first.kind == "nonfinite"
+    assert "too large for float32: its largest entry is " in first.evidence
+    assert first.remedy.startswith("keras.initializers.HeNormal()")
+
+
+class TestABatchThatHoldsNaN:
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("labels", [True, False])
+    def test_the_inputs_are_named_and_no_layer(self, value, labels):
+        x, y = batch()
+        x[[3, 7, 7], [0, 1, 2]] = value
+        diagnosis = tfdeep.diagnose(dnn(), x, y if labels else None, nets.LOSS)
+        (finding,) = diagnosis.findings
+        assert (finding.kind, finding.layer) == ("nonfinite", "")
+        assert finding.severity == "critical"
+        assert finding.evidence == (
+            "the batch holds NaN or infinite values, in the inputs of 2 of 64 examples"
+        )
+        assert finding.remedy.startswith("clean the data")
+        assert "nonfinite at the net" in str(diagnosis)
+
+    def test_the_labels_are_named(self):
+        model = keras.Sequential([keras.Input((nets.INPUTS,)), layers.Dense(1)])
+        x, y = batch()[0], np.zeros((64, 1))
+        y[5] = np.nan
+        (finding,) = tfdeep.diagnose(model, x, y, "mse").findings
+        assert "in the labels of 1 of 64 examples" in finding.evidence
+
+    def test_of_several_inputs_one_is_enough(self):
+        a, b = keras.Input((3,)), keras.Input((2,), dtype="int32")
+        x = layers.Concatenate()([a, layers.Flatten()(layers.Embedding(5, 4)(b))])
+        model = keras.Model([a, b], layers.Dense(1)(x))
+        inputs = [np.full((8, 3), np.nan), np.zeros((8, 2), "int32")]
+        (finding,) = tfdeep.diagnose(model, inputs, np.zeros((8, 1)), "mse").findings
+        assert "in the inputs of 8 of 8 examples" in finding.evidence
+
+    def test_a_model_that_fills_them_in_is_well(self):
+        class FillIn(layers.Layer):
+            def call(self, x):
+                return tf.where(tf.math.is_nan(x), tf.zeros_like(x), x)
+
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([FillIn(), layers.Dense(32, "relu"), layers.Dense(3)])
+        x, y = batch()
+        x[3] = np.nan
+        assert tfdeep.diagnose(model, x, y, nets.LOSS).findings == ()
+
+    def test_of_a_clean_batch_the_layer_is_named(self):
+        model = dnn()
+        model.get_layer("hidden2").bias.assign(np.full(32, np.inf))
+        finding = tfdeep.diagnose(model, *batch(), nets.LOSS).findings[0]
+        assert (finding.kind, finding.layer) == ("nonfinite", "hidden2")
+
+
 def test_nothing_is_changed():
     model = nets.regularized()
     model.compile("adam", nets.LOSS)

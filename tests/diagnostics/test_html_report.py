@@ -201,6 +201,20 @@ def test_only_neighbours_are_grouped():
     ]
 
 
+def test_what_came_first_stands_first_on_the_page():
+    findings = [
+        Finding("dead_units", "a", "critical", 50, "", ""),
+        Finding("dead_units", "b", "critical", 60, "", ""),
+        Finding("poor_initialization", "c", "critical", 0, "", ""),
+        Finding("input_scale", "a", "warning", 0, "", ""),
+    ]
+    recording = Recording(
+        [], [LayerInfo(x, "Dense", kernel=f"{x}/kernel") for x in "abc"]
+    )
+    groups = group_findings(findings, recording)
+    assert [[f.layer for f in group] for group in groups] == [["c"], ["a", "b"], ["a"]]
+
+
 class TestTheCommand:
     def test_it_writes_the_page_and_says_where(self, tmp_path, capsys):
         write(tmp_path)

@@ -7,8 +7,8 @@ import pytest
 
 import tfdeep
 from tfdeep._core._architecture import LayerInfo
-from tfdeep.diagnostics import Recording, rules
-from tfdeep.diagnostics._examiner import Examiner
+from tfdeep.diagnostics import Finding, Recording, rules
+from tfdeep.diagnostics._examiner import Examiner, in_order
 
 STEPS = 60
 TENTH = np.arange(STEPS) % 10 == 0
@@ -174,6 +174,29 @@ class TestNonFinite:
         found = [f for f in run.examine() if f.kind == "nonfinite"]
         assert [(f.layer, f.first_step) for f in found] == [("hidden2", 30)]
 
+    def test_finite_entries_with_a_norm_beyond_float32_are_too_large(self):
+        run = Run().set("norm", [0, 1, 2, 3], np.inf, slice(30, 31))
+        shape = run.rows["norm"].shape
+        run.rows["nonfinite_count"] = run.at_due(0.0, shape)
+        run.rows["largest_entry"] = run.at_due(3.6e21, shape)
+        found = [f for f in run.examine() if f.kind == "nonfinite"]
+        assert [f.layer for f in found] == ["hidden1", "hidden2"]
+        for finding in found:
+            assert "too large for float32: its largest entry is 3.6e+21" in (
+                finding.evidence
+            )
+            assert "NaN" not in finding.evidence
+            assert finding.remedy.startswith("keras.initializers.HeNormal()")
+            assert "epsilon" not in finding.remedy
+        # Below the cause the entries themselves may be infinite.
+        run.set("nonfinite_count", [0, 1], 7.0, slice(30, 31))
+        first, second = (f for f in run.examine() if f.kind == "nonfinite")
+        assert "NaN or infinite" in first.evidence
+        assert "too large for float32" in second.evidence
+        assert first.remedy == second.remedy
+        run.set("nonfinite_count", [2, 3], 7.0, slice(30, 31))
+        assert "add an epsilon" in run.examine()[0].remedy
+
     def test_what_loss_scaling_skips_is_none(self):
         run = Run()
         run.rows["norm"][5:8] = np.nan
@@ -317,6 +340,22 @@ def test_rank_collapse_counts_while_the_loss_is_high():
     assert ("rank_collapse", "hidden2") in run.kinds()
 
 
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        (1.16, "its 64 units have an effective rank of 1.2; a layer below has 6.0"),
+        (0.99999, "its 64 units have an effective rank of 1.0; a layer below has 6.0"),
+        (0.0, "its outputs are the same for all examples; a layer below has an"),
+    ],
+)
+def test_a_rank_is_told_in_words(rank, words):
+    run = Run().with_activations().set("effective_rank", [1, 2], rank)
+    run.set("loss", [0], 2.3)
+    (evidence,) = {f.evidence for f in run.examine() if f.layer == "hidden2"}
+    assert words in evidence
+    assert "of 0" not in evidence
+
+
 def test_a_narrow_gate_has_a_low_rank_by_design():
     run = Run().with_activations().set("effective_rank", [1, 2], 1.01)
     run.layer("hidden2", fan_in=4).layer("hidden3", units=4).set("loss", [0], 2.3)
@@ -389,6 +428,22 @@ class TestHysteresis:
 
         for seen, times in (((10, 20), 1), ((10, 30), 1), ((10, 50), 2)):
             assert len(Run().examine([AtSteps(seen)])) == times
+
+
+def test_the_gravest_come_first_then_the_earliest():
+    def finding(kind, layer, severity, step):
+        return Finding(kind, layer, severity, step, "", "")
+
+    wanted = [
+        finding("poor_initialization", "b", "critical", 0),
+        finding("dead_units", "a", "critical", 50),
+        finding("dead_units", "b", "critical", 10),  # a kind stays together
+        finding("loss_spike", "", "critical", 20),
+        finding("input_scale", "a", "warning", 0),
+        finding("rank_collapse", "c", "warning", 0),
+    ]
+    assert in_order(wanted[::-1], "abc") == wanted
+    assert in_order(sorted(wanted, key=lambda f: f.kind), "abc") == wanted
 
 
 def test_thresholds_are_the_fields_of_a_rule():

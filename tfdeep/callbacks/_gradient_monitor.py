@@ -26,6 +26,7 @@ from tfdeep.diagnostics import (
     summarize,
 )
 from tfdeep.diagnostics._examiner import Examiner, in_order
+from tfdeep.diagnostics._finding import group_text, grouped
 from tfdeep.diagnostics.rules import Rule, default_rules
 from tfdeep.errors import (
     InvalidArgumentError,
@@ -84,9 +85,10 @@ class GradientMonitor(keras.callbacks.Callback):
         rules: A list of `tfdeep.diagnostics.rules.Rule`. "default" takes one of each
             kind; None or an empty list looks for nothing.
         on_finding: What to do when a rule finds something: "warn" gives a
-            `SickLayerWarning`, "stop" warns and ends the fit after the step, "raise"
-            raises a `SickLayerError`; a callable is called with the `Finding`; None
-            leaves it to the report.
+            `SickLayerWarning`, one for all layers with the same finding; "stop" warns
+            and ends the fit after the step; "raise" raises a `SickLayerError` for the
+            first; a callable is called with each `Finding`; None leaves it to the
+            report.
 
     Raises:
         InvalidArgumentError: If an argument cannot work as given.
@@ -198,7 +200,7 @@ class GradientMonitor(keras.callbacks.Callback):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the rules have found so far, the most telling first."""
+        """What the rules have found so far, the gravest and earliest first."""
         layers = [layer.path for layer in self.recording.layers]
         return tuple(in_order(self._findings, layers))
 
@@ -349,15 +351,17 @@ class GradientMonitor(keras.callbacks.Callback):
                     dict(zip(recording.variables, gradients, strict=True)),
                     recording.total_steps - 1,
                 )
-        for finding in new:
-            self._tell(finding)
+        if new:
+            self._tell(new)
 
-    def _tell(self, finding: Finding) -> None:
+    def _tell(self, new: list[Finding]) -> None:
         if callable(self.on_finding):
-            self.on_finding(finding)
+            for finding in new:
+                self.on_finding(finding)
         elif self.on_finding == "raise":
             if self._writer is not None:
                 self._writer.close()
+            finding = new[0]
             raise SickLayerError(
                 explain(
                     f"{finding.layer or 'The net'} does not train: {finding.kind}.",
@@ -368,8 +372,8 @@ class GradientMonitor(keras.callbacks.Callback):
                 finding,
             )
         elif self.on_finding is not None:
-            message = f"{finding.kind}: {finding}"
-            warnings.warn(message, SickLayerWarning, stacklevel=2)
+            for group in grouped(new):
+                warnings.warn(group_text(group), SickLayerWarning, stacklevel=2)
             if self.on_finding == "stop":
                 self.model.stop_training = True
 

@@ -36,7 +36,8 @@ def diagnose(
 
     Use it on a new model, with a batch of the data it is to learn from. The batch is
     sent through the model once, as in training, and the loss back. Nothing is changed:
-    no weight, no moving average, no optimizer.
+    no weight, no moving average, no optimizer. Where the batch itself holds NaN or
+    infinite values that the model does not fill in, that alone is found.
 
     Args:
         model: A Keras model; it need not be compiled.
@@ -77,7 +78,9 @@ def diagnose(
     recording = Recording([v.path for v in variables], infos)
     for _ in range(_STEPS):
         recording.extend(rows)
-    findings = [
+    # Bad values in the batch make all that is measured bad: nothing else can be said.
+    findings = _bad_values(x, y) if _is_broken(rows) else []
+    findings = findings or [
         Finding(rule.kind, s.layer, s.severity, 0, s.evidence, s.remedy)
         for rule in (default_rules() if rules is None else rules)
         for s in rule.look(recording)
@@ -90,6 +93,38 @@ def diagnose(
         tuple(_layer_diagnoses(infos, rows, variables)),
         tuple(in_order(_once(findings), order)),
     )
+
+
+def _is_broken(rows: dict[str, np.ndarray]) -> bool:
+    """Whether NaN or infinity shows in the loss, in a gradient or in an output."""
+    is_finite = np.isfinite(rows["loss"]).all() and not np.isinf(rows["norm"]).any()
+    return not is_finite or bool((rows["nonfinite_output"] > 0).any())
+
+
+def _bad_values(x: Any, y: Any) -> list[Finding]:
+    """Says of the inputs, else of the labels, how many examples are not finite."""
+    for values, what in ((x, "inputs"), (y, "labels")):
+        parts = [] if values is None else keras.tree.flatten(values)
+        bad = [
+            ~np.isfinite(part.numpy().reshape(len(part), -1)).all(axis=1)
+            for part in parts
+            if part.dtype.is_floating
+        ]
+        count = np.count_nonzero(np.any(bad, axis=0))
+        if count:
+            return [
+                Finding(
+                    "nonfinite",
+                    "",
+                    "critical",
+                    0,
+                    "the batch holds NaN or infinite values, in the "
+                    f"{what} of {count} of {len(parts[0])} examples",
+                    "clean the data: np.isfinite finds such values; leave these "
+                    "examples out, or fill the values in",
+                )
+            ]
+    return []
 
 
 def _once(findings: list[Finding]) -> list[Finding]:
@@ -220,15 +255,20 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """The numbers of the pass as the rows of one step."""
     of_weights, of_outputs = gradients
-    norm = np.full(len(variables), np.nan, np.float32)
+    norm, largest, nonfinite = np.full((3, len(variables)), np.nan, np.float32)
     for i, gradient in enumerate(of_weights):
         if gradient is not None:
             norm[i] = _finite_norm(_gradients.l2_norms([gradient])[0].numpy())
+            entries = np.asarray(getattr(gradient, "values", gradient))
+            largest[i] = np.abs(entries).max(initial=0)
+            nonfinite[i] = np.count_nonzero(~np.isfinite(entries))
     weights = [np.linalg.norm(np.ravel(v.variable.numpy())) for v in variables]
     rows: dict[str, Any] = {
         "loss": [float(value)],
         "norm": norm,
         "clipped_norm": norm,
+        "largest_entry": largest,
+        "nonfinite_count": nonfinite,
         "weight_norm": weights,
         "update_norm": np.full(len(variables), np.nan),
         "silent_fraction": [

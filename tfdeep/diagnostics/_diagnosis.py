@@ -54,7 +54,7 @@ class Diagnosis(Record):
         examples: Number of examples that were used.
         loss: Loss of the batch; None if there were no labels.
         layers: One entry a layer, from the input to the output.
-        findings: What the rules found, the most telling first.
+        findings: What the rules found, the gravest and earliest first.
     """
 
     model: str

@@ -70,6 +70,22 @@ class Examiner:
 
 
 def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding]:
-    """Sorts findings: by kind, the most telling first, then from input to output."""
+    """Sorts findings: critical before warning, and what came first before the rest.
+
+    Findings of one kind stay together, from input to output; its first one counts. What
+    came at the same step goes by kind, the most telling first.
+    """
     place = {path: i for i, path in enumerate(layers)}
-    return sorted(findings, key=lambda f: (KINDS.index(f.kind), place.get(f.layer, -1)))
+    first: dict[tuple[str, str], int] = {}
+    for f in findings:
+        key = (f.severity, f.kind)
+        first[key] = min(first.get(key, f.first_step), f.first_step)
+    return sorted(
+        findings,
+        key=lambda f: (
+            f.severity != "critical",
+            first[f.severity, f.kind],
+            KINDS.index(f.kind),
+            place.get(f.layer, -1),
+        ),
+    )

@@ -62,23 +62,25 @@ def findings_table(findings: Sequence[Finding]) -> str:
     """Findings for people: neighbouring layers of one kind together."""
     if not findings:
         return "Nothing found."
-    lines = []
-    for group in grouped(findings):
-        first = group[0]
-        where = first.layer or "the net"
-        if len(group) > 1:
-            where = f"{first.layer} ... {group[-1].layer} ({len(group)} layers)"
-        since = min(finding.first_step for finding in group)
-        lines.append(
-            f"{first.severity}: {first.kind} at {where}, since step {since}\n"
-            + textwrap.indent(
-                textwrap.fill(f"{first.evidence}.", 76)
-                + "\n"
-                + textwrap.fill(f"To mend: {first.remedy}.", 76),
-                "  ",
-            )
+    return "\n".join(group_text(group) for group in grouped(findings))
+
+
+def group_text(group: Sequence[Finding]) -> str:
+    """What a group of findings says, for people."""
+    first = group[0]
+    where = first.layer or "the net"
+    if len(group) > 1:
+        where = f"{first.layer} ... {group[-1].layer} ({len(group)} layers)"
+    since = min(finding.first_step for finding in group)
+    return (
+        f"{first.severity}: {first.kind} at {where}, since step {since}\n"
+        + textwrap.indent(
+            textwrap.fill(f"{first.evidence}.", 76)
+            + "\n"
+            + textwrap.fill(f"To mend: {first.remedy}.", 76),
+            "  ",
         )
-    return "\n".join(lines)
+    )
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

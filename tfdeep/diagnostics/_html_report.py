@@ -207,7 +207,10 @@ def _findings(run: Run) -> list[str]:
 def group_findings(
     findings: Sequence[Finding], recording: Recording
 ) -> list[list[Finding]]:
-    """Findings of the same kind at neighbouring layers, the gravest first."""
+    """Findings of the same kind at neighbouring layers.
+
+    The gravest come first, and of those what was seen first.
+    """
     # An activation between two kernels does not part them.
     counted = {finding.layer for finding in findings}
     counted |= {layer.path for layer in recording.layers if layer.kernel}
@@ -240,7 +243,9 @@ def group_findings(
             groups[-1].append(finding)
         else:
             groups.append([finding])
-    return groups
+    return sorted(
+        groups, key=lambda group: (key(group[0])[0], min(f.first_step for f in group))
+    )
 
 
 def _finding(group: Sequence[Finding]) -> str:

@@ -26,7 +26,7 @@ class VariableSummary:
         largest_norm: The largest finite L2 norm of any step.
         clipped_fraction: Fraction of the steps whose gradient was shortened.
         update_ratio: Median of update norm over weight norm.
-        nonfinite_steps: Number of steps with a NaN or infinite entry.
+        nonfinite_steps: Number of steps whose gradient has no finite norm.
         first_nonfinite_step: The first of them, or None.
         steps_with_gradient: Number of steps that had a gradient at all.
     """
@@ -50,7 +50,7 @@ class MonitorReport(Record):
         steps: Number of recorded steps.
         variables: One summary a variable, from the input to the output.
         remarks: What stands out, in words.
-        findings: What the rules found, the most telling first.
+        findings: What the rules found, the gravest and earliest first.
     """
 
     steps: int
@@ -152,7 +152,7 @@ def _remarks(summaries: tuple[VariableSummary, ...], rows: int) -> list[str]:
     if broken:
         first = min(broken, key=lambda s: s.first_nonfinite_step or 0)
         remarks.append(
-            f"NaN or infinite gradients, first in {first.path} at step "
+            f"Gradients whose norm is not finite, first in {first.path} at step "
             f"{first.first_nonfinite_step}."
         )
     kernels = [s for s in summaries if s.norm_at_end > 0]

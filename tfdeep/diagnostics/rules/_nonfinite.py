@@ -21,6 +21,11 @@ _SUDDEN = (
     "bad values in that batch; tfdeep.optimizers.SkipNonFinite(optimizer) leaves such "
     "steps out"
 )
+_TOO_LARGE = (
+    "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform) keeps the "
+    "scale; so does keras.layers.BatchNormalization() in each block; where it grew "
+    "from step to step, a tenth of the learning rate"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +35,9 @@ class NonFinite(Rule):
     A backward pass carries NaN from a layer to all those below it. Where some layers
     are spared, the cause is at or right above the topmost that is not. Where none is
     spared, it came with the forward pass: with `GradientMonitor(activations=True)`
-    the first layer with such an output is known, without it all are named. Steps
-    that a `LossScaleOptimizer` skips are none of these.
+    the first layer with such an output is known, without it all are named. Where all
+    entries are finite and only their norm is not, the gradient is too large for
+    float32. Steps that a `LossScaleOptimizer` skips are none of these.
     """
 
     kind: ClassVar[str] = "nonfinite"
@@ -57,15 +63,17 @@ class NonFinite(Rule):
             if any(b == layer.path or b.startswith(f"{layer.path}/") for b in broken)
         ] or sorted(broken)
         forward = _first_nonfinite_output(recording, step)
+        overflows = _overflows(recording, place)
         if forward is not None:
-            culprits = [forward]
+            culprits, overflows = [forward], {}
         for path in culprits:
             yield Symptom(
                 path,
                 "critical",
                 step,
-                _evidence(recording, place, path, forward),
-                _remedy(recording, place),
+                _evidence(recording, place, path, forward, overflows),
+                # What overflows in one layer makes infinite entries below it.
+                _TOO_LARGE if overflows else _remedy(recording, place),
             )
 
 
@@ -80,11 +88,37 @@ def _first_nonfinite_output(recording: Recording, step: int) -> str | None:
     return recording.layers[broken[0]].path if len(broken) else None
 
 
-def _evidence(recording: Recording, place: int, path: str, forward: str | None) -> str:
+def _overflows(recording: Recording, place: int) -> dict[str, float]:
+    """The largest entry of each layer with finite entries and an infinite norm."""
+    if not {"nonfinite_count", "largest_entry"}.issubset(recording.quantities):
+        return {}
+    is_broken = np.isinf(recording["norm"][place])
+    count = recording.at_steps("nonfinite_count")[place]
+    entry = recording.at_steps("largest_entry")[place]
+    found = {}
+    for layer in recording.layers:
+        columns = [i for i in _measures.columns_of(recording, layer) if is_broken[i]]
+        if columns and (count[columns] == 0).all():
+            found[layer.path] = float(entry[columns].max())
+    return found
+
+
+def _evidence(
+    recording: Recording,
+    place: int,
+    path: str,
+    forward: str | None,
+    overflows: dict[str, float],
+) -> str:
     loss = _measures.loss(recording)
     before = f"; the loss before was {loss[place - 1]:.3g}" if place else ""
     if forward is not None:
         return f"its output is NaN or infinite, the first to be so{before}"
+    if path in overflows:
+        return (
+            f"its gradient is too large for float32: its largest entry is "
+            f"{overflows[path]:.2g}, and its norm overflows{before}"
+        )
     return f"its gradient is NaN or infinite{before}"
 
 

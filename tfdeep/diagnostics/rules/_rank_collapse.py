@@ -85,11 +85,22 @@ class RankCollapse(Rule):
                     layer.path,
                     "warning",
                     int(recording.measured_steps[first]),
-                    f"its {layer.units} units have an effective rank of {now:.2f}, "
-                    f"{highest:.1f} below it",
+                    _evidence(layer.units, now, highest),
                     remedy,
                 )
             highest = max(highest, now)
+
+
+def _evidence(units: int, rank: float, below: float) -> str:
+    if rank < 0.5:  # of outputs that do not differ it is 0; one direction has 1
+        return (
+            "its outputs are the same for all examples; a layer below has an "
+            f"effective rank of {below:.1f}"
+        )
+    return (
+        f"its {units} units have an effective rank of {max(rank, 1.0):.1f}; a layer "
+        f"below has {below:.1f}"
+    )
 
 
 def _alike_positions(recording: Recording, remedy: str) -> Iterable[Symptom]:
