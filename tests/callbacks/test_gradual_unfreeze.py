@@ -356,6 +356,16 @@ class TestResumed:
         fit(model, 0, [GradualUnfreeze({3: "hidden2"})])
         assert "load_weights" not in vars(model)
 
+    def test_loading_is_left_alone_where_a_backup_cannot_be_read(self, tmp_path):
+        model = self.begin()
+        self.run(model, tmp_path, stops_in=3)
+        (file,) = tmp_path.rglob("*.weights.h5")
+        file.write_bytes(b"damaged")
+        model = self.begin()
+        with pytest.raises(OSError):
+            self.run(model, tmp_path)
+        assert "load_weights" not in vars(model)
+
     def test_a_list_of_callbacks_is_used_again(self):
         model = self.begin()
         gradual = GradualUnfreeze({0: "hidden2"})

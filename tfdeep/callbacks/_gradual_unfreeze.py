@@ -140,27 +140,35 @@ class GradualUnfreeze(keras.callbacks.Callback):
                 self.model, filepath, skip_mismatch=skip_mismatch, **arguments
             )
 
-        if skip_mismatch:
-            fill()
-            return
+        try:
+            if skip_mismatch:
+                fill()
+            elif not self._fills_optimizer(fill):
+                raise ModelError(
+                    explain(
+                        "The optimizer's state in this file is that of none of the "
+                        "stages of `GradualUnfreeze`.",
+                        received=f"{str(filepath)!r}, loaded at the start of `fit`",
+                        expected="a backup of a fit of this model, with this optimizer "
+                        "and these stages, and the model frozen as it was when that "
+                        "fit began",
+                        fix="run the program again from where the model is built and "
+                        "frozen, or delete the backup; no step was trained",
+                    )
+                )
+        except BaseException:
+            self._leave_loading_alone()
+            raise
+
+    def _fills_optimizer(self, fill: Callable[[], None]) -> bool:
+        """Loads, and unfreezes stage by stage until the optimizer's state fits."""
         if _loads_optimizer(self.model, fill):
-            return
+            return True
         for stage, patterns in self.stages.items():
             self._reports[stage] = unfreeze(self.model, patterns, self.exclude)
             if _loads_optimizer(self.model, fill):
-                return
-        self._leave_loading_alone()
-        raise ModelError(
-            explain(
-                "The optimizer's state in this file is that of none of the stages of "
-                "`GradualUnfreeze`.",
-                received=f"{str(filepath)!r}, loaded at the start of `fit`",
-                expected="a backup of a fit of this model, with this optimizer and "
-                "these stages, and the model frozen as it was when that fit began",
-                fix="run the program again from where the model is built and frozen, "
-                "or delete the backup; no step was trained",
-            )
-        )
+                return True
+        return False
 
 
 def _loads_optimizer(model: Any, fill: Callable[[], None]) -> bool:
