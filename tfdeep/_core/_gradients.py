@@ -143,13 +143,9 @@ def _reduce_each(
     groups = [group for group in same_size.values() if len(group) > 1]
     alone = [group[0] for group in same_size.values() if len(group) == 1]
 
-    parts = [rows(tf.stack([_flat(tensors[i]) for i in group])) for group in groups]
+    parts = [rows(tf.stack([tf.reshape(tensors[i], [-1]) for i in g])) for g in groups]
     if alone:
         parts.append(tf.stack([whole(tensors[i]) for i in alone]))
     order = [i for group in groups for i in group] + alone
     place = {i: k for k, i in enumerate(order)}
     return tf.concat(parts, 0), [place[i] for i in range(len(tensors))]
-
-
-def _flat(tensor: tf.Tensor) -> tf.Tensor:
-    return tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
