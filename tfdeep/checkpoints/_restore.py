@@ -314,13 +314,18 @@ def _report(reader: Reader, plan: RestorePlan, dry_run: bool) -> RestoreReport:
     )
 
 
+def _faults(report: RestoreReport, skips: tuple[bool, bool]) -> int:
+    """How many variables cannot be restored and were not to be skipped."""
+    skip_missing, skip_mismatched = skips
+    missing = 0 if skip_missing else len(report.missing)
+    return missing + (0 if skip_mismatched else len(report.mismatched))
+
+
 def _failure(
     report: RestoreReport, wanted: int, skips: tuple[bool, bool], min_restored: int
 ) -> str:
     """Why the variables cannot be restored as asked; empty if they can."""
-    skip_missing, skip_mismatched = skips
-    faults = (not skip_mismatched) * len(report.mismatched)
-    faults += (not skip_missing) * len(report.missing)
+    faults = _faults(report, skips)
     if faults:
         return f"{faults} of {wanted} variables cannot be restored"
     if len(report.restored) < min_restored:
@@ -345,7 +350,7 @@ def _check(
     ]
     hint = f"; names left in the file: {listing(dict.fromkeys(near))}" if near else ""
     expected = "a tensor of the same name, shape and dtype for every selected variable"
-    if failure.startswith("only"):
+    if not _faults(report, skips):
         expected = f"at least min_restored={min_restored}"
     raise MismatchError(
         explain(
