@@ -41,7 +41,7 @@ def test_killed_at_any_moment(tmp_path, request):
             print(key, file=forks.stdin, flush=True)
             word, child = forks.stdout.readline().split()
             assert word == "child"
-            time.sleep(rng.uniform(0, 0.08))
+            time.sleep(rng.uniform(0, 0.04))
             os.kill(int(child), signal.SIGKILL)
 
             begun, done = set(), set(finished)
@@ -70,7 +70,7 @@ def test_killed_at_any_moment(tmp_path, request):
         forks.stdin.close()
         forks.kill()
         forks.wait()
-    assert completed > 1 and interrupted > kills / 20
+    assert completed > 1 and interrupted > kills / 10
     assert left_over <= completed / 10, "what the dead left behind piles up"
 
 
