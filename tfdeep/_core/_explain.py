@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -46,3 +47,14 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
     if len(names) > limit:
         return f"{shown} and {len(names) - limit} more"
     return shown or "none"
+
+
+def a_type(value: object) -> str:
+    """The name of the type of `value` with its article.
+
+    >>> a_type(3), a_type("3")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    vowel = re.match("[AEIOaeio]|nd|[FHLMNRSX][A-Z]", name)  # ndarray, LSTM
+    return f"{'an' if vowel else 'a'} {name}"

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfdeep._core import _keras_internals
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import a_type, explain
 from tfdeep.errors import ModelError
 
 
@@ -21,7 +21,7 @@ def graph_nodes(model: Any) -> list[Any]:
         raise ModelError(
             explain(
                 f"The model `{model.name}` has no graph that could be cut.",
-                received=f"a {type(model).__name__} (a subclass of keras.Model)"
+                received=f"{a_type(model)} (a subclass of keras.Model)"
                 if not isinstance(model, keras.Sequential)
                 else "a Sequential that is not built",
                 expected="a Functional or Sequential model that knows its input shape",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfdeep._core import _keras_internals
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep.errors import ModelError, SelectionError
 
 Patterns = str | Sequence[str] | None
@@ -163,17 +163,6 @@ def _remedy(pattern: object, error: Exception) -> str:
     if "nothing to repeat" in reason and "*" in pattern:
         return f"any characters are '.*': {_without_glob(pattern)!r}"
     return "escape special characters with a backslash"
-
-
-def a_type(value: object) -> str:
-    """The name of the type of `value` with its article.
-
-    >>> a_type(3), a_type("3")
-    ('an int', 'a str')
-    """
-    name = type(value).__name__
-    vowel = re.match("[AEIOaeio]|nd|[FHLMNRSX][A-Z]", name)  # ndarray, LSTM
-    return f"{'an' if vowel else 'a'} {name}"
 
 
 def match_components(pattern: re.Pattern[str], path: str) -> re.Match[str] | None:

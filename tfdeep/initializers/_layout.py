@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import a_type, explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.initializers._owner import Owner
 
@@ -94,7 +94,7 @@ def layout_of(
             "The shape alone does not tell which axes are inputs and which outputs.",
             received=f"shape={tuple(shape)} for "
             + (f"the variable `{owner.path}`" if owner.path else "no variable")
-            + (f" of a {type(layer).__name__}" if layer is not None else ""),
+            + (f" of {a_type(layer)}" if layer is not None else ""),
             expected="a matrix, or the kernel of a layer of Keras (or of a subclass)",
             fix="pass `input_axes`, all axes that one output sums over, and "
             "`output_axes`, all axes through which one input is seen; of a plain 2-D "

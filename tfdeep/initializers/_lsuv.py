@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _keras_internals, _paths
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._layer_calls import replace
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
@@ -221,7 +221,7 @@ def _kernels(
         elif v.variable.name not in ("kernel", "pointwise_kernel"):
             pass
         elif not _is_linear(layer):
-            skipped[path] = f"what a {type(layer).__name__} computes is not known"
+            skipped[path] = f"what {a_type(layer)} computes is not known"
         elif not v.variable.trainable:
             skipped[path] = "frozen"
         elif not keras.ops.any(v.variable):
@@ -247,7 +247,7 @@ def _remade(model: Any) -> dict[int, str]:
         elif isinstance(layer, keras.layers.Wrapper) and not isinstance(
             layer, keras.layers.TimeDistributed
         ):
-            why = why or f"inside a {type(layer).__name__}"
+            why = why or f"inside {a_type(layer)}"
         if why:
             found[id(layer)] = why
         waiting += [(inner, why) for inner in _keras_internals.sublayers(layer)]

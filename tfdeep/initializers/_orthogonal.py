@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import a_type, explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.initializers._layout import Layout, layout_of
 from tfdeep.initializers._owner import Owner
@@ -180,7 +180,7 @@ class DeltaOrthogonal(_GainedInitializer):
     def _refusal(
         self, what: str, shape: Any, owner: Owner, expected: str, fix: str
     ) -> InvalidArgumentError:
-        whose = f" of a {type(owner.layer).__name__}" if owner.layer else ""
+        whose = f" of {a_type(owner.layer)}" if owner.layer else ""
         return InvalidArgumentError(
             explain(
                 f"`DeltaOrthogonal` {what}",

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfdeep._core import _keras_internals, _paths
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import ModelVariable, Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.errors import InvalidArgumentError, ModelError
@@ -206,8 +206,7 @@ def _not_made_anew(v: ModelVariable, received: str) -> ModelError:
         explain(
             f"The layer of `{v.path}` cannot be made anew from its config.",
             received=received,
-            expected=f"a {type(v.layer).__name__} whose `get_config` and `build` tell "
-            "all of it",
+            expected=f"{a_type(v.layer)} whose `get_config` and `build` tell all of it",
             fix="pass `initializer` for it, or leave it out by `exclude`; "
             "nothing was changed",
         )

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _keras_internals
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import a_type, explain
 from tfdeep.errors import ModelError
 from tfdeep.layers._arguments import whole_number
 
@@ -172,7 +172,7 @@ def _wide(outputs: Any) -> tf.Tensor:
         raise ModelError(
             explain(
                 "`mc_predict` cannot take the moments of this model's outputs.",
-                received=f"outputs as a {type(outputs).__name__}",
+                received=f"outputs as {a_type(outputs)}",
                 expected="one output, a tensor",
                 fix="pass a model of one of them: `keras.Model(model.inputs, output)`",
             )

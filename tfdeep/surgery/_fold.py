@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfdeep._core import _keras_internals
+from tfdeep._core._explain import a_type
 from tfdeep._core._graph import graph_nodes, is_graph
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.surgery._affine import (
@@ -174,7 +175,7 @@ class _Plan:
         """The layer that takes a normalization in, or why there is none."""
         norm = node.operation
         if type(norm) is not keras.layers.BatchNormalization:
-            return None, f"is a {type(norm).__name__}"
+            return None, f"is {a_type(norm)}"
         if self._calls[id(norm)] > 1:
             return None, "is called several times"
         args, kwargs = _keras_internals.call_arguments(node, _themselves(node))

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _paths
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._layer_calls import replace
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
@@ -207,7 +207,7 @@ def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any
         raise ModelError(
             explain(
                 f"The model `{model.name}` has no batch normalization.",
-                received=f"a {type(model).__name__} without one",
+                received=f"{a_type(model)} without one",
                 expected="at least one `keras.layers.BatchNormalization`",
                 fix="leave the call out: there is nothing to measure",
             )
@@ -233,7 +233,7 @@ def _checked(dataset: Any, steps: int | None) -> Callable[[], Iterable[Any]]:
         raise DataError(
             explain(
                 "The dataset cannot be read batch by batch, several times.",
-                received=f"a {type(dataset).__name__}",
+                received=f"{a_type(dataset)}",
                 expected="a `tf.data.Dataset` or a list of batches",
                 fix="`tf.data.Dataset.from_tensor_slices((x, y)).batch(32)`; nothing "
                 "was changed",

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep.errors import DataError
 
 
@@ -19,7 +19,7 @@ def checked_dataset(
         raise DataError(
             explain(
                 "`cache_frozen` reads a dataset.",
-                received=f"a {type(dataset).__name__}",
+                received=f"{a_type(dataset)}",
                 expected="a `tf.data.Dataset` of (inputs, labels)",
                 fix="`tf.data.Dataset.from_tensor_slices((x, y)).batch(32)`",
             )

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfdeep._core import _keras_internals, _paths
-from tfdeep._core._explain import explain
+from tfdeep._core._explain import a_type, explain
 from tfdeep._core._graph import graph_nodes, is_graph
 from tfdeep.errors import ModelError
 
@@ -102,7 +102,7 @@ def _config(operation: Any) -> dict[str, Any]:
             explain(
                 "A layer of the frozen part does not say what it computes, so its "
                 "outputs cannot be told from those of another.",
-                received=f"`{operation.name}`, a {type(operation).__name__} without "
+                received=f"`{operation.name}`, {a_type(operation)} without "
                 "`get_config`",
                 expected="layers whose `get_config` gives all that they were made of",
                 fix="add `get_config` to the class, or cache in memory "
@@ -231,7 +231,7 @@ def _sorted(value: Any, owner: str) -> Any:
         explain(
             "What the frozen part computes depends on a value that cannot be written "
             "down, so its outputs cannot be told from those of another.",
-            received=f"a {type(value).__name__} in the config of `{owner}`",
+            received=f"{a_type(value)} in the config of `{owner}`",
             expected="numbers, text, arrays, functions, and lists and dicts of them",
             fix="let `get_config` give plain values, or cache in memory "
             "(cache_dir=None); nothing was changed",
