@@ -215,7 +215,7 @@ class TestAmbiguousShapes:
 
         layer = Experts()
         layer.draw = VarianceScaling(seed=1)
-        with pytest.raises(InvalidArgumentError, match="experts/kernel` of a Experts"):
+        with pytest.raises(InvalidArgumentError, match="experts/kernel` of an Experts"):
             layer.build((None, 300))
         layer.draw = VarianceScaling(
             mode="fan_in", seed=1, input_axes=(1,), output_axes=(-1,)
