@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -418,6 +419,17 @@ def test_an_assignment_that_fails_leaves_all_variables_as_they_were(
         tfdeep.restore(model, path)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@each_format
+def test_several_threads_may_read_from_one_file(kind, tmp_path):
+    path = files.WRITERS[kind](files.trained(nets.functional), tmp_path)
+    with tfdeep.checkpoints.open(path) as reader:
+        names = [info.name for info in reader.variables] * 8
+        wanted = {name: reader.read(name) for name in names}
+        with ThreadPoolExecutor(8) as pool:
+            for name, values in zip(names, pool.map(reader.read, names), strict=True):
+                np.testing.assert_array_equal(values, wanted[name])
 
 
 def test_the_report_fits_the_terminal(tmp_path, monkeypatch):

@@ -85,6 +85,17 @@ class TestValues:
         assert [m.path for m in report.transformed] == ["hidden1/kernel"]
         assert "transformed" in str(report)
 
+    def test_what_a_transform_made_stays_its_own(self, tmp_path):
+        kept = np.ones(4096, np.float32)
+        kept = kept[-kept.ctypes.data % 64 // 4 :][:3]  # where a tensor may begin
+        transform = {"hidden1/bias": lambda _: kept}
+        model = net(3)
+        tfdeep.restore(model, npz(tmp_path, **arrays()), transform=transform)
+        bias = model.get_layer("hidden1").bias
+        np.testing.assert_array_equal(bias, 1)
+        kept[:] = 5
+        np.testing.assert_array_equal(bias, 1)
+
     def test_a_transform_that_fails_changes_nothing(self, tmp_path):
         path, model = npz(tmp_path, **arrays()), net(3)
         before = model.get_weights()

@@ -26,7 +26,7 @@ import numpy as np
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints import _hdf5_child
 from tfdeep.checkpoints._limits import DEFLATE, Limits, dtype_of, number_of_bytes
-from tfdeep.checkpoints._reader import TensorInfo, corrupt
+from tfdeep.checkpoints._reader import TensorInfo, corrupt, empty_bytes, fill
 from tfdeep.errors import (
     CheckpointError,
     LimitError,
@@ -167,21 +167,20 @@ def read_dataset(listing: Listing, path: str, limits: Limits) -> np.ndarray:
     dataset = listing.datasets[path]
     dtype = dtype_of(source, path, dataset.dtype)
     count = number_of_bytes(source, path, dataset.shape, dataset.dtype)
-    values = np.empty(count, np.uint8)
+    values = empty_bytes(count)
     with open(source, "rb") as file:
         if _identity(file) != listing.identity:
             raise corrupt(source, kind, "it was changed while it was being read")
         if count == 0:
             is_complete = True
         elif dataset.offset is not None:
-            file.seek(listing.window.begin + dataset.offset)
-            is_complete = _fill(file, values)
+            is_complete = fill(file, listing.window.begin + dataset.offset, values)
         else:
             child = _Child(source, kind, limits, listing.window)
             request = {"path": path, "count": count}
             with child.start(file, request, count) as output:
                 child.answer(output)
-                is_complete = _fill(output, values) and not output.read(1)
+                is_complete = _complete(output, values) and not output.read(1)
     if not is_complete:
         raise corrupt(source, kind, f"the values of {path!r} are not complete")
     if dataset.is_big_endian and dataset.offset is not None:
@@ -369,11 +368,11 @@ def _identity(file: BinaryIO) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _fill(file: IO[bytes], values: np.ndarray) -> bool:
+def _complete(output: IO[bytes], values: np.ndarray) -> bool:
     """Reads into all of `values`; False if there is not that much."""
     view, done = values.data, 0
     while done < len(view):
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        count = output.readinto(view[done:])  # type: ignore[attr-defined]
         if not count:
             return False
         done += count

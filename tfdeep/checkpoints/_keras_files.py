@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,6 +108,7 @@ class KerasArchiveReader(KerasWeightsReader):
         Reader.__init__(self, source, limits)
         self._archive = Archive(source, self.format, self.limits)
         self._is_checked = False
+        self._checking = threading.Lock()
         with self.closed_on_error():
             member = self._archive.members.get(self._MEMBER)
             if member is None:
@@ -143,9 +145,10 @@ class KerasArchiveReader(KerasWeightsReader):
         )
 
     def read(self, name: str) -> np.ndarray:
-        if not self._is_checked:
-            self._archive.check(self._MEMBER)
-            self._is_checked = True
+        with self._checking:
+            if not self._is_checked:
+                self._archive.check(self._MEMBER)
+                self._is_checked = True
         return super().read(name)
 
     def close(self) -> None:

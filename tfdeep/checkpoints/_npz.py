@@ -72,7 +72,8 @@ class NpzReader(Reader):
     def read(self, name: str) -> np.ndarray:
         info = self.info(name)
         content = self._archive.read(info.location)
-        shape, is_fortran, dtype, begin = self._header(info.location, content)
+        start = content[: _LONGEST_HEADER + 16].tobytes()
+        shape, is_fortran, dtype, begin = self._header(info.location, start)
         if (shape, dtype.name) != (info.shape, info.dtype):
             reason = f"{info.location!r} changed while it was read"
             raise corrupt(self.source, self.format, reason)

@@ -6,15 +6,22 @@ import abc
 import contextlib
 import dataclasses
 import os
-import zlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._limits import Limits, number_of_bytes
 from tfdeep.errors import CorruptFileError
+
+# Where the memory of a tensor of TensorFlow may begin: at a multiple of so many bytes.
+ALIGNMENT = 64
+
+_PIECE = 1 << 30  # bytes; no system reads twice as many at once
+_SEEKING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Reader(Closeable, abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:
-        """Reads the values of one tensor.
+        """Reads the values of one tensor. Several threads may read at a time.
 
         Args:
             name: One of the names in `variables`.
@@ -125,21 +132,46 @@ class Reader(Closeable, abc.ABC):
         shape: tuple[int, ...],
     ) -> np.ndarray:
         """Reads plain little-endian values straight into the array they become."""
-        values = np.empty(count, np.uint8)
-        file.seek(offset)
-        if file.readinto(values.data) != count:  # type: ignore[attr-defined]
+        values = empty_bytes(count)
+        if not fill(file, offset, values):
             raise corrupt(self.source, self.format, "it ends too soon")
         return values.view(dtype).reshape(shape)
 
     def check_crc(self, name: str, values: np.ndarray, crc: object) -> None:
         """Raises if the CRC-32 of a tensor's bytes is not the one in the file."""
-        if zlib.crc32(bytes_of(values)) != crc:
+        if zlib_ng.crc32(bytes_of(values)) != crc:
             reason = f"tensor {name!r} has another checksum"
             raise corrupt(self.source, self.format, reason)
 
     def info(self, name: str) -> TensorInfo:
         """The entry of `variables` with this name."""
         return self._by_name[name]
+
+
+def empty_bytes(count: int) -> np.ndarray:
+    """Memory for `count` bytes, which a tensor of TensorFlow can share."""
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + count]
+
+
+def fill(file: BinaryIO, offset: int, values: np.ndarray) -> bool:
+    """Reads bytes of a file into all of `values`; False if it ends before."""
+    view, done = values.data, 0
+    while done < len(view):
+        count = _read_into(file, offset + done, view[done : done + _PIECE])
+        if not count:
+            return False
+        done += count
+    return True
+
+
+def _read_into(file: BinaryIO, offset: int, view: memoryview) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [view], offset)
+    with _SEEKING:
+        file.seek(offset)
+        return int(file.readinto(view))  # type: ignore[attr-defined]
 
 
 def bytes_of(values: np.ndarray) -> memoryview:

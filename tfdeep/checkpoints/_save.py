@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 import tensorflow as tf
+from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
@@ -138,7 +138,7 @@ def _values(targets: Targets) -> dict[str, np.ndarray]:
 
 
 def _crc(values: np.ndarray) -> int:
-    return zlib.crc32(bytes_of(values))
+    return int(zlib_ng.crc32(bytes_of(values)))
 
 
 def _size(path: str) -> int:
@@ -332,7 +332,7 @@ def _copy_group(source: Any, target: Any, kept: set[str]) -> None:
             if place in kept:
                 copy = target.create_dataset(name, data=child[()])
                 copy.attrs.update(child.attrs)
-                copy.attrs["crc32"] = zlib.crc32(copy[()].tobytes())
+                copy.attrs["crc32"] = _crc(copy[()])
             continue
         inside = f"{place}/"
         if name == "vars" and not any(k.startswith(inside) for k in kept):

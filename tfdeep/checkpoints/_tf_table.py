@@ -9,10 +9,11 @@ wrong to do. Here everything is checked before it is used.
 from __future__ import annotations
 
 import bisect
-import functools
 import os
 from collections.abc import Iterator
+from typing import cast
 
+import google_crc32c
 import numpy as np
 
 from tfdeep._core._explain import explain
@@ -27,10 +28,7 @@ _TRAILER = 5  # one byte for the compression, four for the checksum
 _PLAIN, _SNAPPY = 0, 1
 _LARGEST_VARINT = 10
 
-# Reversed bits of the polynomial of Castagnoli.
-_POLYNOMIAL = 0x82F63B78
 _ALL_BITS = 0xFFFFFFFF
-_ROW = 1 << 16
 
 
 class Table(Closeable):
@@ -226,74 +224,6 @@ def masked(crc: int) -> int:
 
 
 def crc32c(content: bytes | memoryview | np.ndarray) -> int:
-    """The CRC-32C of some bytes.
-
-    The state of a CRC is linear in the bytes before. So a row of words can be carried
-    along at once: the row so far, shifted over as many zeros as the next row is long,
-    plus the next row. In the end the row is folded in half until one word is left.
-    """
-    data = np.frombuffer(content, np.uint8)
-    row = min(_ROW, max(4, 1 << (len(data) - 1).bit_length()))
-    head = len(data) % row
-    first = np.zeros(row, np.uint8)
-    first[row - head :] = data[:head]
-    words = first.view("<u4")
-    power = row.bit_length() - 1
-    for at in range(head, len(data), row):
-        words = _shifted(words, power)
-        words ^= data[at : at + row].view("<u4")
-    while len(words) > 1:
-        power -= 1
-        half = len(words) // 2
-        words = _shifted(words[:half], power) ^ words[half:]
-    # The state before the first byte is not zero but all ones.
-    start, power = _ALL_BITS, 0
-    while len(data) >> power:
-        if len(data) >> power & 1:
-            start = _apply(_columns(power), start)
-        power += 1
-    return int(_shifted(words, 2)[0]) ^ start ^ _ALL_BITS
-
-
-def _shifted(words: np.ndarray, power: int) -> np.ndarray:
-    """States of a CRC after `2**power` bytes of zeros."""
-    low, high = _tables(power)
-    shifted: np.ndarray = low[words & 0xFFFF]
-    shifted ^= high[words >> 16]
-    return shifted
-
-
-@functools.cache
-def _tables(power: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the lower and the upper half of a state: what `2**power` zeros make of it."""
-    columns = _columns(power)
-    tables = []
-    for half in (columns[:16], columns[16:]):
-        table = np.zeros(1 << 16, np.uint32)
-        for bit, column in enumerate(half):
-            table[1 << bit : 2 << bit] = table[: 1 << bit] ^ np.uint32(column)
-        tables.append(table)
-    return tables[0], tables[1]
-
-
-@functools.cache
-def _columns(power: int) -> tuple[int, ...]:
-    """What each single bit of a state becomes after `2**power` bytes of zeros."""
-    if power:
-        half = _columns(power - 1)
-        return tuple(_apply(half, column) for column in half)
-    columns = []
-    for bit in range(32):
-        state = 1 << bit
-        for _ in range(8):
-            state = state >> 1 ^ (_POLYNOMIAL if state & 1 else 0)
-        columns.append(state)
-    return tuple(columns)
-
-
-def _apply(columns: tuple[int, ...], state: int) -> int:
-    result = 0
-    for bit, column in enumerate(columns):
-        if state >> bit & 1:
-            result ^= column
-    return result
+    """The CRC-32C of some bytes."""
+    # An array serves as bytes, and takes no copy.
+    return int(google_crc32c.value(cast("bytes", np.frombuffer(content, np.uint8))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class V1File(Closeable):
         self.size = self._table.size
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._parts: dict[str, list[Part]] = {}
+        self._lock = threading.Lock()
         with self.closed_on_error():
             self._list()
 
@@ -92,7 +94,8 @@ class V1File(Closeable):
         )
 
     def _values(self, name: str, dtype: str, part: Part) -> np.ndarray:
-        content = self._table.get(part.key)
+        with self._lock:
+            content = self._table.get(part.key)
         if content is None:
             raise self._checks.damaged(f"the values of tensor {name!r} are missing")
         kind = saved_tensor_slice_pb2.SavedTensorSlices

@@ -127,7 +127,7 @@ class TorchReader(Reader):
         self._tensors: dict[str, _Tensor] = {}
         self._used: set[str] = set()
         self._shared: set[str] = set()
-        self._kept: tuple[str, bytes] | None = None
+        self._kept: tuple[str, np.ndarray] | None = None
         with self.closed_on_error():
             self._list()
 
@@ -139,7 +139,7 @@ class TorchReader(Reader):
         if size > _PICKLE_BYTES:
             raise _too_much(self.source, f"{pickled!r} of {size} bytes", _PICKLE_BYTES)
         self.limits.check_count(self.source, "header_bytes", size)
-        content = self._archive.read(pickled)
+        content = self._archive.read(pickled).tobytes()
         machine = _Machine(self.source, f"{top}/data/", self._archive.members)
         infos: list[TensorInfo] = []
         try:
@@ -228,13 +228,15 @@ class TorchReader(Reader):
             return np.array(view, order="C")
         return np.ascontiguousarray(view).reshape(info.shape)
 
-    def _content(self, member: str) -> bytes:
+    def _content(self, member: str) -> np.ndarray:
         """The bytes of a storage; the last one is kept if several tensors share it."""
-        if self._kept is not None and self._kept[0] == member:
-            return self._kept[1]
+        kept = self._kept  # another thread may replace it
+        if kept is not None and kept[0] == member:
+            return kept[1]
         self._kept = None
         content = self._archive.read(member)
         if member in self._shared:
+            content.flags.writeable = False
             self._kept = member, content
         return content
 

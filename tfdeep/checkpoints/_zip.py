@@ -12,9 +12,12 @@ import struct
 import zipfile
 import zlib
 
+import numpy as np
+from zlib_ng import zlib_ng
+
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._limits import DEFLATE, Limits
-from tfdeep.checkpoints._reader import Closeable, corrupt
+from tfdeep.checkpoints._reader import Closeable, corrupt, empty_bytes, fill
 from tfdeep.errors import CorruptFileError, UnsafeFileError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -147,19 +150,18 @@ class Archive(Closeable):
         if said != min(count, 0xFFFF):  # larger archives say it elsewhere
             raise self._damaged(f"it has {count} members and says {said}")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str) -> np.ndarray:
         """All bytes of a member, whose CRC is checked."""
         member = self.members[name]
-        values = self._bytes_at(member.offset, member.stored)
         if member.is_compressed:
-            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-            try:
-                values = unpack.decompress(values, member.size + 1)
-            except zlib.error as error:
-                raise self._damaged(f"{name!r}: {error}") from error
+            packed = self._bytes_at(member.offset, member.stored)
+            unpacked = self._unpacked(name, packed, member.size + 1)
+            values = np.frombuffer(unpacked, np.uint8)
+        else:
+            values = self._values_at(member.offset, member.size)
         if len(values) != member.size:
             raise self._damaged(f"{name!r} does not have {member.size} bytes")
-        if member.crc is not None and zlib.crc32(values) != member.crc:
+        if member.crc is not None and zlib_ng.crc32(values.data) != member.crc:
             raise self._damaged(f"{name!r} has another checksum")
         return values
 
@@ -167,20 +169,15 @@ class Archive(Closeable):
         """At most the first `count` bytes of a member, unchecked."""
         member = self.members[name]
         values = self._bytes_at(member.offset, min(member.stored, count))
-        if member.is_compressed:
-            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-            try:
-                values = unpack.decompress(values, count)
-            except zlib.error as error:
-                raise self._damaged(f"{name!r}: {error}") from error
-        return values
+        return self._unpacked(name, values, count) if member.is_compressed else values
 
     def check(self, name: str) -> None:
         """Checks the CRC of a stored member, without keeping its bytes."""
         member, crc = self.members[name], 0
         for start in range(0, member.stored, _CHUNK):
             count = min(_CHUNK, member.stored - start)
-            crc = zlib.crc32(self._bytes_at(member.offset + start, count), crc)
+            part = self._values_at(member.offset + start, count)
+            crc = zlib_ng.crc32(part.data, crc)
         if member.crc is not None and crc != member.crc:
             raise self._damaged(f"{name!r} has another checksum")
 
@@ -188,12 +185,21 @@ class Archive(Closeable):
         """Closes the archive."""
         self._file.close()
 
+    def _unpacked(self, name: str, packed: bytes, count: int) -> bytes:
+        """At most the first `count` bytes that the bytes of a member stand for."""
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
+        except zlib.error as error:
+            raise self._damaged(f"{name!r}: {error}") from error
+
     def _bytes_at(self, offset: int, count: int) -> bytes:
+        return self._values_at(offset, count).tobytes()
+
+    def _values_at(self, offset: int, count: int) -> np.ndarray:
         if offset < 0 or offset + count > self._size:
             raise self._damaged("it ends too soon")
-        self._file.seek(offset)
-        values = self._file.read(count)
-        if len(values) != count:
+        values = empty_bytes(count)
+        if not fill(self._file, offset, values):
             raise self._damaged("it ends too soon")
         return values
 

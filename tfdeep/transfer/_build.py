@@ -14,12 +14,11 @@ import dataclasses
 import errno
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain
 from tfdeep._core._records import human_bytes
@@ -258,7 +257,6 @@ class ShardWriter:
         self._files: list[_disk.NewFile] = []
         self._crc32 = [0] * len(columns)
         self._is_kept = False
-        self._beside = ThreadPoolExecutor(1)  # sums up while the system writes
 
     def open(self, directory: str, shard: int) -> None:
         with self.full_disk():
@@ -288,12 +286,11 @@ class ShardWriter:
         self._left -= count
         if self._left < 0:
             self.check_is_full()
-        content = [_bytes_of(block) for block in blocks]
-        crc32 = self._beside.map(zlib.crc32, content, self._crc32)
         with self.full_disk():
-            for file, data in zip(self._files, content, strict=True):
-                file.write(data)
-        self._crc32 = list(crc32)
+            for i, block in enumerate(blocks):
+                data = _bytes_of(block)
+                self._files[i].write(data)
+                self._crc32[i] = zlib_ng.crc32(data, self._crc32[i])
 
     def check_is_full(self) -> None:
         """Raises unless as many rows came as belong to the shard."""
@@ -324,7 +321,6 @@ class ShardWriter:
         self._is_kept = True
 
     def close(self) -> None:
-        self._beside.shutdown()
         for file in self._files:
             if self._is_kept:
                 with contextlib.suppress(OSError):  # it is on the disk already

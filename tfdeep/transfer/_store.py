@@ -23,13 +23,13 @@ import math
 import os
 import re
 import stat
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import Record
@@ -478,7 +478,7 @@ def _crc32(path: str) -> tuple[int, int]:
     try:
         with open(path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):
-                crc32 = zlib.crc32(buffer[:count], crc32)
+                crc32 = zlib_ng.crc32(buffer[:count], crc32)
                 size += count
     except FileNotFoundError:
         pass  # a size of 0 bytes, which no file has
