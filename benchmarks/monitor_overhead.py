@@ -7,10 +7,12 @@ One model of each network is trained over and over, so that every way of trainin
 the same weights at the same places in memory. A round takes the ways in a random order,
 and each is paired with a plain `fit` right beside it, now before and now after:
 `again`, which is plain too (what it differs from 1 is the noise of the measurement);
-with the monitor; with the monitor and `activations=True`; and with the usual recipe for
-gradient logging, a callback that runs a second `tf.GradientTape` on the batch after
-each step. The first epoch of each fit, in which TensorFlow traces the step, is not
-counted; the printed ratio is the median over the pairs.
+with the monitor; with the monitor and `activations=True`; `norms`, the least that any
+monitor must do: the norm of each gradient is kept in a variable, and never read; and
+with the usual recipe for gradient logging, a callback that runs a second
+`tf.GradientTape` on the batch after each step. The first epoch of each fit, in which
+TensorFlow traces the step, is not counted; the printed ratio is the median over the
+pairs.
 """
 
 from __future__ import annotations
@@ -66,6 +68,33 @@ NETS = (
 )
 
 
+class Norms(keras.callbacks.Callback):
+    """Keeps the norm of each gradient in a variable, inside the compiled step."""
+
+    rows = 256
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        columns = len(self.model.trainable_variables)
+        ring = tf.Variable(tf.zeros([self.rows, columns]), trainable=False)
+        row = tf.Variable(0, trainable=False)
+        own = optimizer.apply
+
+        def apply(gradients, trainable_variables=None):
+            norms = tf.sqrt(2 * tf.stack([tf.nn.l2_loss(g) for g in gradients]))
+            place = (row % self.rows)[tf.newaxis]
+            ring.scatter_update(tf.IndexedSlices(norms[tf.newaxis], place))
+            row.assign_add(1)
+            return own(gradients, trainable_variables)
+
+        vars(optimizer)["apply"] = apply
+        self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs=None):
+        del vars(self.model.optimizer)["apply"]
+        self.model.train_function = None
+
+
 class SecondTape(keras.callbacks.Callback):
     """The usual recipe: forward and backward once more, on the same batch."""
 
@@ -100,6 +129,7 @@ def measure(net, rounds, second_tape):
         "again": lambda: [],
         "monitor": lambda: [monitor(on_finding=None)],
         "activations": lambda: [monitor(on_finding=None, activations=True)],
+        "norms": lambda: [Norms()],
         "second tape": lambda: [SecondTape(batches, loss)],
     }
     if not second_tape:
@@ -137,7 +167,8 @@ def main():
     print(f"tensorflow {tf.__version__}, keras {keras.__version__}, ", end="")
     print(f"{os.cpu_count()} cores, {options.rounds} rounds; time over plain fit\n")
     print(f"{'net':>9} {'batch':>5} {'ms/step':>8} {'again':>6} {'monitor':>8}", end="")
-    print(f" {'at most':>8} {'activations':>12} {'at most':>8} {'second tape':>12}")
+    print(f" {'at most':>8} {'activations':>12} {'at most':>8}", end="")
+    print(f" {'norms':>6} {'second tape':>12}")
     for net in NETS:
         if options.net and net.name not in options.net:
             continue
@@ -149,6 +180,7 @@ def main():
         print(f" {ratio['again']:>6.3f} {ratio['monitor']:>8.3f}", end="")
         print(f" {net.limit:>8.2f} {ratio['activations']:>12.3f}", end="")
         print(f" {'-' if limit is None else f'{limit:.2f}':>8}", end="")
+        print(f" {ratio['norms']:>6.3f}", end="")
         print(f" {ratio.get('second tape', float('nan')):>12.3f}", flush=True)
 
 

@@ -44,6 +44,14 @@ def test_ls(cache, capsys):
     assert listed["entries"][0]["rows"] == 96
 
 
+def test_ls_of_a_directory_that_holds_something_else(tmp_path, capsys):
+    (tmp_path / "other.txt").write_text("not ours")
+    assert main(["cache", "ls", str(tmp_path)]) == DONE
+    assert "Nothing in this directory was made by `cache_frozen`" in (
+        capsys.readouterr().out.replace("\n", " ")
+    )
+
+
 def test_verify(cache, tmp_path, capsys):
     cache_dir, (first, second) = cache
     assert main(["cache", "verify", cache_dir]) == DONE
@@ -60,7 +68,7 @@ def test_rm(cache, tmp_path, capsys):
     cache_dir, (first, second) = cache
     damage(tmp_path, first)
     assert main(["cache", "rm", cache_dir, first[:8]]) == DONE
-    assert "1 entries" in capsys.readouterr().out
+    assert "1 entry" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [second]
     (tmp_path / second / "shard-00000.json").write_text("half")
     (tmp_path / second / "manifest.json").unlink()

@@ -79,6 +79,15 @@ def shorten(rows: Sequence[Sequence[object]], limit: int) -> list[Sequence[objec
     return [*rows[:head], gap, *rows[len(rows) - tail :]]
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number of things for people.
+
+    >>> counted(1, "step"), counted(1_000, "step"), counted(2, "entry", "entries")
+    ('1 step', '1,000 steps', '2 entries')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes for people.
 

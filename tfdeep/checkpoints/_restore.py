@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
-from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._core._records import Record, counted, render_table, shorten
 from tfdeep.checkpoints._limits import Limits, is_floating
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import (
@@ -102,9 +102,8 @@ class RestoreReport(Record):
         return values
 
     def __str__(self) -> str:
-        count = len(self.restored)
         done = "Would restore" if self.dry_run else "Restored"
-        done = f"{done} {count} variable{'s' * (count != 1)}"
+        done = f"{done} {counted(len(self.restored), 'variable')}"
         if self.failure:
             done = f"Would fail: {self.failure}"
         rows: list[Sequence[object]] = [

@@ -22,7 +22,7 @@ from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
-from tfdeep._core._records import Record, human_bytes, render_table, shorten
+from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import make_plan
 from tfdeep.checkpoints._reader import bytes_of
@@ -48,9 +48,8 @@ class SaveReport(Record):
     bytes: int
 
     def __str__(self) -> str:
-        count = len(self.saved)
         return render_table(
-            f"Saved {count} variable{'s' * (count != 1)} to {self.path}"
+            f"Saved {counted(len(self.saved), 'variable')} to {self.path}"
             f" ({human_bytes(self.bytes)})",
             ["variable"],
             shorten([(path,) for path in self.saved], _MOST_ROWS),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfdeep._core._records import counted
 from tfdeep.diagnostics import _plots
 from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding
 from tfdeep.diagnostics._recording import Recording
@@ -163,9 +164,9 @@ def _with_code(text: str) -> str:
 def _summary(run: Run) -> str:
     recording = run.recording
     parts = [
-        f"{recording.total_steps:,} steps",
-        f"{len(recording.layers)} layers",
-        f"{len(recording.variables)} weights",
+        counted(recording.total_steps, "step"),
+        counted(len(recording.layers), "layer"),
+        counted(len(recording.variables), "weight"),
     ]
     if "loss" in recording:
         loss = recording["loss"][:, 0]
@@ -179,7 +180,7 @@ def _summary(run: Run) -> str:
 def _telemetry(of_one: dict[str, object]) -> str:
     """What a wrapper did, in the words of `Telemetry`."""
     steps = int(str(of_one.get("steps") or 0))
-    text = f"{of_one.get('wrapper')}: {steps} steps"
+    text = f"{of_one.get('wrapper')}: {counted(steps, 'step')}"
     threshold = of_one.get("threshold")
     if threshold is not None:
         clipped = int(str(of_one.get("clipped_steps") or 0))
@@ -198,7 +199,7 @@ def _findings(run: Run) -> list[str]:
             return ["<p>No step was recorded.</p>"]
         return [
             '<div class="finding well"><p>The rules found nothing wrong in the '
-            f"{run.recording.total_steps:,} steps of this run.</p></div>"
+            f"{counted(run.recording.total_steps, 'step')} of this run.</p></div>"
         ]
     groups = group_findings(run.findings, run.recording)
     return [_finding(group) for group in groups]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._core._records import Record, counted, render_table, shorten
 from tfdeep.diagnostics._finding import Finding, findings_table
 
 History = Mapping[str, Mapping[str, np.ndarray]]
@@ -71,7 +71,7 @@ class MonitorReport(Record):
             for v in self.variables
         ]
         table = render_table(
-            f"Gradients over {self.steps} steps",
+            f"Gradients over {counted(self.steps, 'step')}",
             ["variable", "norm, start", "end", "largest", "clipped", "update/weight"],
             shorten(rows, _MOST_ROWS),
             notes=self.remarks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfdeep._core._records import Record
+from tfdeep._core._records import Record, counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Telemetry(Record):
         return self.clipped_steps / self.steps if self.steps else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.wrapper}: {self.steps} steps"]
+        parts = [f"{self.wrapper}: {counted(self.steps, 'step')}"]
         if self.threshold == self.threshold:  # not NaN
             parts.append(f"{self.clipped_fraction:.0%} clipped")
             parts.append(f"threshold {self.threshold:.3g}")

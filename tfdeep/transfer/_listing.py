@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._records import Record, human_bytes, render_table
+from tfdeep._core._records import Record, counted, human_bytes, render_table
 from tfdeep.errors import CacheError, CorruptCacheError
 from tfdeep.transfer import _store
 from tfdeep.transfer._store import CacheEntry
@@ -36,11 +36,15 @@ class CacheListing(Record):
         return sum(entry.bytes for entry in self.entries)
 
     def __str__(self) -> str:
+        count = counted(len(self.entries), "entry", "entries")
+        notes = [text for _, text in sorted(self.problems.items())]
+        if not self.entries:
+            notes.append("Nothing in this directory was made by `cache_frozen`.")
         return render_table(
-            f"{self.cache_dir}: {len(self.entries)} entries, {human_bytes(self.bytes)}",
+            f"{self.cache_dir}: {count}, {human_bytes(self.bytes)}",
             ["key", "state", "examples", "size", "made", "frozen part"],
             [_row(entry) for entry in self.entries],
-            notes=[text for _, text in sorted(self.problems.items())],
+            notes=notes,
             align="llrrll",
         )
 
