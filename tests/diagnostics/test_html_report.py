@@ -169,7 +169,7 @@ class TestThePage:
     def test_of_a_short_run(self, tmp_path, steps):
         write(tmp_path, steps=steps, names=("a",))
         found, _ = page(tmp_path)
-        assert f"{steps} steps" in found.text
+        assert f"{steps} step" in found.text
 
 
 def test_only_neighbours_are_grouped():
