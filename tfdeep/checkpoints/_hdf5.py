@@ -180,7 +180,8 @@ def read_dataset(listing: Listing, path: str, limits: Limits) -> np.ndarray:
             request = {"path": path, "count": count}
             with child.start(file, request, count) as output:
                 child.answer(output)
-                is_complete = _complete(output, values) and not output.read(1)
+                filled = output.readinto(values.data)  # type: ignore[attr-defined]
+                is_complete = filled == count and not output.read(1)
     if not is_complete:
         raise corrupt(source, kind, f"the values of {path!r} are not complete")
     if dataset.is_big_endian and dataset.offset is not None:
@@ -366,17 +367,6 @@ def _environment() -> dict[str, str]:
 def _identity(file: BinaryIO) -> tuple[int, ...]:
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _complete(output: IO[bytes], values: np.ndarray) -> bool:
-    """Reads into all of `values`; False if there is not that much."""
-    view, done = values.data, 0
-    while done < len(view):
-        count = output.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        done += count
-    return True
 
 
 def _attributes(entry: dict[str, Any]) -> dict[str, Any]:
