@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -422,7 +423,10 @@ def test_an_assignment_that_fails_leaves_all_variables_as_they_were(
 
 
 @each_format
-def test_several_threads_may_read_from_one_file(kind, tmp_path):
+@pytest.mark.parametrize("system", ["this one", "without preadv"])
+def test_several_threads_may_read_from_one_file(kind, system, tmp_path, monkeypatch):
+    if system == "without preadv":  # as on Windows
+        monkeypatch.delattr(os, "preadv", raising=False)
     path = files.WRITERS[kind](files.trained(nets.functional), tmp_path)
     with tfdeep.checkpoints.open(path) as reader:
         names = [info.name for info in reader.variables] * 8
