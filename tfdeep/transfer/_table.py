@@ -87,7 +87,6 @@ def features_of(
     sizes: Sequence[int],
     shuffle: bool = False,
     seed: int | None = None,
-    context: tf.distribute.InputContext | None = None,
     pack: Callable[..., Any] = lambda *columns: columns,
 ) -> tf.data.Dataset:
     """A dataset of the rows of one table after the other, in batches.
@@ -105,9 +104,6 @@ def features_of(
             (`keras.utils.set_random_seed`). Several workers need the same, or some
             rows are read twice and others never: with None, all have to set the same
             global seed and draw as often from it; `common_seed` asks for neither.
-        context: The place of a worker among several, which
-            `strategy.distribute_datasets_from_function` gives: then the batches are
-            those of its replicas, and nothing else is read.
         pack: Makes an element of the dataset from the columns of a batch.
     """
     options = tf.data.Options()
@@ -115,14 +111,15 @@ def features_of(
         tf.data.experimental.AutoShardPolicy.DATA
     )
     is_regular = len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
-    is_plain = not shuffle and context is None and len(tables) == 1 and is_regular
+    is_plain = not shuffle and len(tables) == 1 and is_regular
     if is_plain and tables[0].bytes <= _SMALL:
         columns = tables[0].take(tf.range(tables[0].rows, dtype=tf.int64))
         rows = tf.data.Dataset.from_tensor_slices(pack(*columns))
         return rows.batch(sizes[0]).with_options(options)
-    starts, stops = _slices(sizes, context)
-    steps = len(starts)
-    counts_at = min(_GLANCE * steps // len(sizes), steps) - 1
+    steps = len(sizes)
+    stops = np.cumsum(sizes, dtype="int64")
+    starts = stops - np.asarray(sizes, "int64")
+    counts_at = min(_GLANCE, steps) - 1
     made = _Held(tf.constant(0, tf.int64))  # how many passes
     if seed is None:
         seed = _any_seed() if shuffle else 0
@@ -196,22 +193,6 @@ def _handle(dtype: tf.DType, shape: tf.TensorShape, name: str) -> tf.Tensor:
 def _release(dtype: tf.DType, shape: tf.TensorShape, name: str) -> None:
     with tf.init_scope():
         tf.raw_ops.DestroyResourceOp(resource=_handle(dtype, shape, name))
-
-
-def _slices(
-    sizes: Sequence[int], context: tf.distribute.InputContext | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where each batch begins and ends; of a worker among several, its replicas'."""
-    stops = np.cumsum(sizes, dtype="int64")
-    starts = stops - np.asarray(sizes, "int64")
-    if context is None:
-        return starts, stops
-    replicas = context.num_replicas_in_sync
-    own = replicas // context.num_input_pipelines
-    first = own * context.input_pipeline_id
-    pieces = np.arange(first, first + own + 1)
-    edges = starts[:, None] + (stops - starts)[:, None] * pieces // replicas
-    return edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
 
 
 def _any_seed() -> int:
