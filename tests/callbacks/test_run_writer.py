@@ -299,6 +299,7 @@ def test_what_is_not_finite_is_strict_json(tmp_path):
     run = read_run(tmp_path)
     assert np.isinf(run.recording["norm"][2]).any()
     assert run.telemetry[0]["skipped_steps"] == 1
+    assert run.telemetry[0]["summary"] == f"{monitor.telemetry[0]}."
     assert run.recording.variables == monitor.recording.variables
     # NaN is unlike itself.
     assert str(run.recording.layers) == str(

@@ -102,8 +102,7 @@ class RunWriter:
             self._events.write(rows, step, last, last)
             self._file.write(rows, step, last)
             self._held = None
-        self._file.end(
-            recording.total_steps, [wrapper.to_dict() for wrapper in self._telemetry]
-        )
+        telemetry = [{**one.to_dict(), "summary": f"{one}."} for one in self._telemetry]
+        self._file.end(recording.total_steps, telemetry)
         self._events.write_heat_map(recording, self._findings)
         self._events.close()

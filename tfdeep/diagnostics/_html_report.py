@@ -133,7 +133,8 @@ def render_html(run: Run) -> str:
     ]
     if run.telemetry:
         parts += ["<h2>Optimizer wrappers</h2>", "<ul>"]
-        parts += [f"<li>{_text(_telemetry(of_one))}</li>" for of_one in run.telemetry]
+        summaries = [str(of_one.get("summary")) for of_one in run.telemetry]
+        parts += [f"<li>{_text(summary)}</li>" for summary in summaries]
         parts.append("</ul>")
     parts.append(
         f'<footer class="soft">Written by tfdeep {_text(run.tfdeep_version)}.</footer>'
@@ -175,19 +176,6 @@ def _summary(run: Run) -> str:
         if math.isfinite(start) and math.isfinite(end):
             parts.append(f"loss {start:.4g} at the start, {end:.4g} at the end")
     return ", ".join(parts) + "."
-
-
-def _telemetry(of_one: dict[str, object]) -> str:
-    """What a wrapper did, in the words of `Telemetry`."""
-    steps = int(str(of_one.get("steps") or 0))
-    text = f"{of_one.get('wrapper')}: {counted(steps, 'step')}"
-    threshold = of_one.get("threshold")
-    if threshold is not None:
-        clipped = int(str(of_one.get("clipped_steps") or 0))
-        text += f", {clipped / max(steps, 1):.0%} clipped, threshold {threshold}"
-    if of_one.get("skipped_steps"):
-        text += f", {of_one['skipped_steps']} skipped"
-    return f"{text}."
 
 
 # Findings.

@@ -203,7 +203,8 @@ class Run:
         path: The file.
         recording: The rows that the file holds.
         findings: What the rules found, in the order in which they did.
-        telemetry: What each optimizer wrapper did, as `Telemetry.to_dict` gives it.
+        telemetry: What each optimizer wrapper did, as `Telemetry.to_dict` gives it;
+            and its `summary`, the same in words.
         runs: How many runs the file holds; this one is the last.
         is_complete: Whether the fit came to its end.
         notes: What is worth knowing about the file, in words.
