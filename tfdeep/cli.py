@@ -224,6 +224,9 @@ def _wrong(received: str, expected: str, fix: str) -> Exception:
 def _model(path: str) -> Any:
     import keras
 
+    if not path.endswith(".keras"):  # Keras 3.8 takes code from a .h5
+        fix = "save the model with `model.save('model.keras')`"
+        raise _wrong(f"MODEL {path}", "a .keras file", fix)
     try:
         return keras.saving.load_model(path)
     except ValueError as error:

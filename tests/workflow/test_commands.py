@@ -92,6 +92,23 @@ def test_what_cannot_be_read_is_a_failure(command, files, capsys):
     assert "there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["restore", "compare"])
+def test_a_model_is_a_keras_file(command, files, tmp_path, capsys):
+    """Of the older formats, not every Keras refuses to run the code in them."""
+    model = tmp_path / "model.h5"
+    ran = tmp_path / "ran"
+    mark = str(ran)
+    inner = keras.layers.Lambda(lambda x: (open(mark, "w").close(), x)[1])
+    keras.Sequential([keras.Input((2,)), inner]).save(model)
+    ran.unlink()  # to build it has run it, too
+    more = ["--dry-run"] if command == "restore" else []
+    assert main([command, str(model), str(files[1]), *more]) == FAILED
+    message = capsys.readouterr().err
+    assert "a .keras file" in message
+    assert "nothing was changed" in message
+    assert not ran.exists()
+
+
 def test_names_that_would_steer_a_terminal_are_escaped(tmp_path, capsys):
     path = tmp_path / "net.npz"
     np.savez(path, **{"a\x1b[2Jb": np.ones(1)})
