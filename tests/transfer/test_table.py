@@ -285,6 +285,9 @@ class TestReplicas:
         (first, second), (first_again, second_again) = self.orders_of(table, (7, 7))
         assert first == second
         assert first_again == second_again
+        assert sorted(itertools.chain(*first)) == list(range(96))
+        assert sorted(itertools.chain(*first_again)) == list(range(96))
+        assert [*map(len, first)] == [*map(len, first_again)] == [16] * 6
         assert first != first_again
 
     @pytest.mark.parametrize(("seeds", "drawn"), [((7, 8), (0, 0)), ((7, 7), (0, 1))])
