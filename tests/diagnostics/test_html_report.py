@@ -132,8 +132,10 @@ class TestThePage:
     def test_it_says_what_the_wrappers_did(self, tmp_path):
         clip = {"wrapper": "ClipByNorm", "summary": "ClipByNorm: 40 steps, <b>."}
         skip = {"wrapper": "SkipNonFinite", "summary": "SkipNonFinite: 3 skipped."}
-        write(tmp_path, telemetry=[clip, skip])
+        earlier = {"wrapper": "ClipByValue"}  # a file that holds no words
+        write(tmp_path, telemetry=[clip, skip, earlier])
         found, _ = page(tmp_path)
+        assert "ClipByValue" in found.text and "None" not in found.text
         assert "ClipByNorm: 40 steps, <b>." in found.text
         assert "SkipNonFinite: 3 skipped." in found.text
 
@@ -157,11 +159,13 @@ class TestThePage:
         assert "svg" not in {tag for tag, _ in found.elements}
         assert "pip install tfdeep[plots]" in found.text
 
-    @pytest.mark.parametrize("steps", [0, 1, 2])
-    def test_of_a_short_run(self, tmp_path, steps):
+    @pytest.mark.parametrize(
+        ("steps", "words"), [(0, "0 steps,"), (1, "1 step,"), (2, "2 steps,")]
+    )
+    def test_of_a_short_run(self, tmp_path, steps, words):
         write(tmp_path, steps=steps, names=("a",))
         found, _ = page(tmp_path)
-        assert f"{steps} step" in found.text
+        assert words in found.text
 
 
 def test_only_neighbours_are_grouped():

@@ -133,8 +133,9 @@ def render_html(run: Run) -> str:
     ]
     if run.telemetry:
         parts += ["<h2>Optimizer wrappers</h2>", "<ul>"]
-        summaries = [str(of_one.get("summary")) for of_one in run.telemetry]
-        parts += [f"<li>{_text(summary)}</li>" for summary in summaries]
+        for of_one in run.telemetry:
+            words = of_one.get("summary", of_one.get("wrapper"))
+            parts.append(f"<li>{_text(str(words))}</li>")
         parts.append("</ul>")
     parts.append(
         f'<footer class="soft">Written by tfdeep {_text(run.tfdeep_version)}.</footer>'
