@@ -49,7 +49,7 @@ class Pair:
     """A layer, what it is compared to, and the most that the ratio may be.
 
     `needed` is what the layer cannot do without: called with the plain layer, its
-    inputs, and whether it is compiled with XLA.
+    inputs, and whether it is compiled with XLA; `always`, at inference too.
     """
 
     layer: str
@@ -59,6 +59,7 @@ class Pair:
     plain: Callable[[], keras.layers.Layer]
     limit: float
     needed: Callable[[keras.layers.Layer, tf.Tensor, bool], tf.Tensor] | None = None
+    always: bool = True
 
 
 def dense():
@@ -113,7 +114,7 @@ PAIRS = (
         behind(convolution, leaky),
         1.3,
     ),
-    Pair("RReLU", "alone", IMAGES, own.RReLU, leaky, 1.3, drawn),
+    Pair("RReLU", "alone", IMAGES, own.RReLU, leaky, 1.3, drawn, always=False),
     Pair(
         "WeightNormalization", "Dense", DENSE, lambda: WN(dense()), dense, 1.15, norms
     ),
@@ -236,7 +237,7 @@ def main():
                     name: compiled(make, pair.shape, train, jit)
                     for name, make in makers.items()
                 }
-                if pair.needed is not None and (train or pair.needed is not drawn):
+                if pair.needed is not None and (train or pair.always):
                     actions["least"] = compiled(
                         pair.plain, pair.shape, train, jit, pair.needed
                     )
