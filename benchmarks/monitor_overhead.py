@@ -3,25 +3,29 @@
     python benchmarks/monitor_overhead.py
     python benchmarks/monitor_overhead.py --net mobilenet --way monitor --rounds 9
 
-One model of each network is trained over and over, so that every way of training has
-the same weights at the same places in memory. A round takes the ways in a random order,
-and each is paired with a plain `fit` right beside it, now before and now after:
-`again`, which is plain too (what it differs from 1 is the noise of the measurement);
-with the monitor; with the monitor and `activations=True`; `norms`, the least that any
-monitor must do: the norm of each gradient is kept in a variable, and never read; and
-with the usual recipe for gradient logging, a callback that runs a second
-`tf.GradientTape` on the batch after each step. The first epoch of each fit, in which
-TensorFlow traces the step, is not counted; the printed ratio is the median over the
-pairs.
+One `fit` trains a model in all ways, by turns of a hundred steps each, in a random
+order: as it is, with the monitor, with the monitor and `activations=True`, and so on.
+All ways train the same weights at the same places in memory; each has its own list of
+callbacks and its own traced step. Each turn stands between two plain ones, by whose
+mean it is divided; the printed ratio is the median over the rounds. `again` is plain
+too: what it differs from 1 is the noise. The first turn of each way, in which
+TensorFlow traces its step, is not counted.
+
+`norms` is the least that any monitor must do: it keeps the norm of each gradient in a
+variable inside the step, and never reads it. `second tape` is the usual recipe for
+gradient logging: a callback that runs a second `tf.GradientTape` on the batch after
+each step.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import os
 import random
 import statistics
+import time
 from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -29,11 +33,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from clock import Clock
 
 import tfdeep
 
 OUTPUTS = 10
+STEPS = 100  # of a turn; the monitor reads its rings as often
+BATCHES = 20  # of data, over and over
 WAYS = ("monitor", "activations", "norms", "second tape")
 
 
@@ -53,19 +58,16 @@ class Net:
     build: Callable[[], keras.Model]
     shape: tuple[int, ...]
     batch_size: int
-    steps: int  # in an epoch
     limit: float
     limit_of_activations: float | None = None
     from_logits: bool = True
-    epochs: int = 3  # of each fit; the first is not counted
 
 
 NETS = (
-    Net("5x100", lambda: dense(5, 100), (64,), 32, 150, 1.10),
-    Net("20x100", lambda: dense(20, 100), (64,), 64, 100, 1.05),
-    Net("5x1024", lambda: dense(5, 1024), (64,), 128, 60, 1.02, 1.15),
-    # It takes half a minute to trace: fewer, longer fits.
-    Net("mobilenet", mobilenet, (64, 64, 3), 32, 10, 1.02, 1.15, False, epochs=9),
+    Net("5x100", lambda: dense(5, 100), (64,), 32, 1.10),
+    Net("20x100", lambda: dense(20, 100), (64,), 64, 1.05),
+    Net("5x1024", lambda: dense(5, 1024), (64,), 128, 1.02, 1.15),
+    Net("mobilenet", mobilenet, (64, 64, 3), 32, 1.02, 1.15, from_logits=False),
 )
 
 
@@ -88,12 +90,17 @@ class Norms(keras.callbacks.Callback):
             row.assign_add(1)
             return own(gradients, trainable_variables)
 
-        vars(optimizer)["apply"] = apply
         self.model.make_train_function(force=True)
+        step = self.model.train_function
 
-    def on_train_end(self, logs=None):
-        del vars(self.model.optimizer)["apply"]
-        self.model.train_function = None
+        def train_function(iterator):
+            vars(optimizer)["apply"] = apply  # while the first call traces it
+            try:
+                return step(iterator)
+            finally:
+                del vars(optimizer)["apply"]
+
+        self.model.train_function = train_function
 
 
 class SecondTape(keras.callbacks.Callback):
@@ -114,46 +121,97 @@ class SecondTape(keras.callbacks.Callback):
         self.norms, self.history = norms, []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.history.append(self.norms(*self.batches[batch]).numpy())
+        x, y = self.batches[batch % len(self.batches)]
+        self.history.append(self.norms(x, y).numpy())
+
+
+class Turns(keras.callbacks.CallbackList):
+    """Trains one model in several ways by turns, an epoch each, and takes the times.
+
+    Args:
+        model: The model.
+        ways: By name, the callbacks of each way.
+        turns: The names, in the order of the epochs.
+    """
+
+    def __init__(self, model, ways, turns):
+        super().__init__(add_history=True, model=model)
+        self.seconds = []
+        self._turns = turns
+        lists = keras.callbacks.CallbackList
+        self._lists = {way: lists(ways[way], model=model) for way in ways}
+        self._train_functions = {}
+
+    def on_train_begin(self, logs=None):
+        own = self.model.train_function
+        for way, callbacks in self._lists.items():
+            self.model.train_function = own
+            callbacks.on_train_begin(logs)
+            self._train_functions[way] = self.model.train_function
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == len(self._lists):
+            gc.collect()  # what tracing left behind
+        way = self._turns[epoch]
+        self.model.train_function = self._train_functions[way]
+        self._callbacks = self._lists[way]
+        self._begin = time.perf_counter()
+        self._callbacks.on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._callbacks.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._callbacks.on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._callbacks.on_epoch_end(epoch, logs)
+        self.seconds.append(time.perf_counter() - self._begin)
+
+    def on_train_end(self, logs=None):
+        for callbacks in self._lists.values():
+            callbacks.on_train_end(logs)
 
 
 def measure(net, rounds, chosen):
-    """Seconds an epoch of plain training, and of each way the ratios to it."""
+    """Seconds of the plain turns, and of each way the ratios to the plain ones."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(net.batch_size * net.steps, *net.shape)).astype("float32")
+    x = rng.normal(size=(net.batch_size * BATCHES, *net.shape)).astype("float32")
     y = rng.integers(0, OUTPUTS, len(x))
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(net.batch_size).cache()
     batches = list(dataset)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=net.from_logits)
     monitor = tfdeep.callbacks.GradientMonitor
-    ways = {
-        "again": lambda: [],
-        "monitor": lambda: [monitor(on_finding=None)],
-        "activations": lambda: [monitor(on_finding=None, activations=True)],
-        "norms": lambda: [Norms()],
-        "second tape": lambda: [SecondTape(batches, loss)],
+    watching = {
+        "again": [],
+        "monitor": [monitor(on_finding=None)],
+        "activations": [monitor(on_finding=None, activations=True)],
+        "norms": [Norms()],
+        "second tape": [SecondTape(batches, loss)],
     }
-    ways = {way: ways[way] for way in ("again", *chosen)}
+    ways = ["again", *chosen]
     model = net.build()
     model.compile(keras.optimizers.Adam(1e-4), loss)
-
-    def seconds(callbacks):
-        clock = Clock()
-        callbacks = [*callbacks, clock]
-        model.fit(dataset, epochs=net.epochs, verbose=0, callbacks=callbacks)
-        return clock.seconds() / (net.epochs - 1)
-
-    plain, ratios = [], {way: [] for way in ways}
-    for i in range(rounds + 1):
-        for way in random.sample(list(ways), len(ways)):
-            if i % 2:
-                watched, bare = seconds(ways[way]()), seconds([])
-            else:
-                bare, watched = seconds([]), seconds(ways[way]())
-            if i > 0:  # the first round warms up
-                plain.append(bare)
-                ratios[way].append(watched / bare)
-    return statistics.median(plain), ratios
+    turns = ["plain", *ways, "plain"]
+    for _ in range(rounds):
+        for way in random.sample(ways, len(ways)):
+            turns += [way, "plain"]
+    callbacks = Turns(
+        model, {"plain": []} | {way: watching[way] for way in ways}, turns
+    )
+    model.fit(
+        dataset.repeat(),
+        steps_per_epoch=STEPS,
+        epochs=len(turns),
+        verbose=0,
+        callbacks=callbacks,
+    )
+    seconds = callbacks.seconds
+    ratios = {way: [] for way in ways}
+    for i in range(len(ways) + 2, len(turns), 2):
+        beside = (seconds[i - 1] + seconds[i + 1]) / 2
+        ratios[turns[i]].append(seconds[i] / beside)
+    return statistics.median(seconds[len(ways) + 1 :: 2]), ratios
 
 
 def main():
@@ -173,7 +231,7 @@ def main():
         seconds, ratios = measure(net, options.rounds, options.way or WAYS)
         unknown = dict.fromkeys(WAYS, float("nan"))
         ratio = unknown | {way: statistics.median(ratios[way]) for way in ratios}
-        step = seconds / net.steps * 1000
+        step = seconds / STEPS * 1000
         limit = net.limit_of_activations
         print(f"{net.name:>9} {net.batch_size:>5} {step:>8.2f}", end="")
         print(f" {ratio['again']:>6.3f} {ratio['monitor']:>8.3f}", end="")
