@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class Recording:
         variables: Paths of the variables.
         layers: The layers, from the input to the output.
         memory: Most bytes that either of the two tables may take.
+
+    Attributes:
+        total_steps: How many steps were recorded, kept or not.
+        derived: What others have computed from it; emptied when steps are added.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Recording:
         self.variables = tuple(variables)
         self.layers = tuple(layers)
         self.total_steps = 0
+        self.derived: dict[Any, Any] = {}
         self._columns = {path: i for i, path in enumerate(self.variables)}
         self._each = _Table(memory)
         self._due = _Table(memory)
@@ -63,6 +69,7 @@ class Recording:
             measured |= ~np.isnan(values).all(axis=1)
         self._due.extend(steps[measured], {k: v[measured] for k, v in due.items()})
         self.total_steps = first + count
+        self.derived.clear()
 
     @property
     def steps(self) -> np.ndarray:

@@ -32,29 +32,28 @@ class LossSpike(Rule):
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.loss(recording)
-        recent = set(_measures.lately(recording, 100).tolist())
         finite = np.where(np.isfinite(loss), loss, -np.inf)
         if not np.isfinite(finite[: self.history]).any():
             return
-        highest = np.maximum.accumulate(finite)
-        for place in range(self.history, len(loss)):
-            before = highest[place - 1]
-            if place not in recent or not before > 0:
-                continue
-            if np.isfinite(loss[place]) and loss[place] > self.factor * before:
-                step = int(recording.steps[place])
-                yield Symptom(
-                    _hardest_hit(recording, place),
-                    "warning",
-                    step,
-                    f"the loss jumped to {loss[place]:.3g} from at most {before:.3g}; "
-                    "this layer's gradient grew most",
-                    "look at the batch of that step; "
-                    "tfdeep.optimizers.ZScoreClip(optimizer) or "
-                    "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) "
-                    "bounds what one batch can do",
-                )
-                return
+        recent = _measures.lately(recording, 100)
+        recent = recent[recent >= self.history]
+        before = np.maximum.accumulate(finite)[recent - 1]
+        jumps = recent[(before > 0) & (finite[recent] > self.factor * before)]
+        if not len(jumps):
+            return
+        place = int(jumps[0])
+        highest = finite[:place].max()
+        yield Symptom(
+            _hardest_hit(recording, place),
+            "warning",
+            int(recording.steps[place]),
+            f"the loss jumped to {loss[place]:.3g} from at most {highest:.3g}; "
+            "this layer's gradient grew most",
+            "look at the batch of that step; "
+            "tfdeep.optimizers.ZScoreClip(optimizer) or "
+            "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) "
+            "bounds what one batch can do",
+        )
 
 
 def _hardest_hit(recording: Recording, place: int) -> str:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tfdeep._core._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 
+_T = TypeVar("_T")
+
 # Activations with two flat ends, and those with one.
 BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
 
 
+def _once(measure: Callable[..., _T]) -> Callable[..., _T]:
+    """Rules ask for the same: takes a measure once, until steps are added."""
+
+    @functools.wraps(measure)
+    def asked(recording: Recording, *args: Any) -> _T:
+        key = (measure.__name__, *args)
+        if key not in recording.derived:
+            recording.derived[key] = measure(recording, *args)
+        known: _T = recording.derived[key]
+        return known
+
+    return asked
+
+
+@_once
 def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     """The layers that multiply their input by a recorded weight, with its column."""
     found = []
@@ -26,6 +44,7 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     return found
 
 
+@_once
 def horizon(recording: Recording) -> int:
     """The number of steps until nothing was finite any more; else of all steps."""
     norm = recording["norm"]
@@ -39,11 +58,13 @@ def horizon(recording: Recording) -> int:
     )
 
 
+@_once
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
     return _places(recording.steps, horizon(recording), steps)
 
 
+@_once
 def measured_lately(recording: Recording, steps: int) -> np.ndarray:
     """The same among the rows that were measured in detail."""
     return _places(recording.measured_steps, horizon(recording), steps)
@@ -88,6 +109,7 @@ def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
     return bool(known.any() and not norm[known].any())
 
 
+@_once
 def blocking_layer(recording: Recording) -> LayerInfo | None:
     """The topmost layer whose weights all get a gradient of exactly zero.
 
@@ -134,11 +156,13 @@ def largest(values: Any, axis: int | None = None) -> Any:
         return np.nanmax(values, axis=axis, initial=np.nan)
 
 
+@_once
 def weight_norms(recording: Recording) -> np.ndarray:
     """The largest norm that each weight has had so far."""
     return np.asarray(largest(recording["weight_norm"], axis=0))
 
 
+@_once
 def sensitivities(
     recording: Recording, steps: int = 10
 ) -> tuple[np.ndarray, list[Any]]:
@@ -166,11 +190,13 @@ def sensitivities(
     return median(norm, axis=0) * scale, [layer for layer, _ in layers]
 
 
+@_once
 def loss(recording: Recording) -> np.ndarray:
     """The loss of each kept step."""
     return np.asarray(recording["loss"][:, 0], np.float64)
 
 
+@_once
 def has_fallen(recording: Recording, to: float) -> bool:
     """Whether the loss has fallen to this fraction of its start; True if unknown."""
     values = loss(recording)
