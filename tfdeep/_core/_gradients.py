@@ -29,15 +29,72 @@ def scale(gradient: Gradient, factor: Any) -> Gradient:
     return gradient * tf.cast(factor, gradient.dtype)
 
 
-def l2_norms(gradients: Sequence[Gradient]) -> tf.Tensor:
+class Grouped:
+    """Gradients as dense tensors, small ones of the same size as the rows of a matrix.
+
+    The measures below take it in the place of the gradients. A branch of `tf.cond` that
+    measures them then takes fewer tensors from outside, each of which costs an
+    operation at every step, be the branch taken or not.
+
+    Args:
+        gradients: The gradients.
+    """
+
+    def __init__(self, gradients: Sequence[Gradient]) -> None:
+        tensors = _measurable(gradients)
+        same_size = collections.defaultdict(list)
+        for i, tensor in enumerate(tensors):
+            size = tensor.shape.num_elements()
+            same_size[size if size is not None and size <= _SMALL else (i,)].append(i)
+        groups = [group for group in same_size.values() if len(group) > 1]
+        alone = [group[0] for group in same_size.values() if len(group) == 1]
+        self._matrices = [
+            tf.stack([tf.reshape(tensors[i], [-1]) for i in group]) for group in groups
+        ]
+        self._alone = [tensors[i] for i in alone]
+        order = [i for group in groups for i in group] + alone
+        place = {i: k for k, i in enumerate(order)}
+        self._places = [place[i] for i in range(len(tensors))]
+        self.dtype = tensors[0].dtype
+
+    def entries(self) -> list[tf.Tensor]:
+        """The entries of each gradient, as a vector."""
+        rows = [row for matrix in self._matrices for row in tf.unstack(matrix)]
+        rows += [tf.reshape(tensor, [-1]) for tensor in self._alone]
+        return [rows[place] for place in self._places]
+
+    def reduce(
+        self,
+        whole: Callable[[tf.Tensor], tf.Tensor],
+        rows: Callable[[tf.Tensor], tf.Tensor],
+        in_order: bool = True,
+    ) -> tf.Tensor:
+        """Reduces each gradient to a number, those of one matrix together.
+
+        Args:
+            whole: Reduces one tensor to a scalar.
+            rows: Reduces the rows of a matrix to a vector.
+            in_order: Whether the numbers must be in the order of the gradients.
+
+        Returns:
+            A vector of the numbers.
+        """
+        parts = [rows(matrix) for matrix in self._matrices]
+        if self._alone:
+            parts.append(tf.stack([whole(tensor) for tensor in self._alone]))
+        numbers = tf.concat(parts, 0)
+        return tf.gather(numbers, self._places) if in_order else numbers
+
+
+def l2_norms(gradients: Sequence[Gradient] | Grouped) -> tf.Tensor:
     """The L2 norm of each gradient, as one vector."""
-    parts, places = _reduce_each(_measurable(gradients), tf.nn.l2_loss, _half_squares)
-    return tf.sqrt(2 * tf.gather(parts, places))
+    return tf.sqrt(2 * _grouped(gradients).reduce(tf.nn.l2_loss, _half_squares))
 
 
 def global_norm(gradients: Sequence[Gradient]) -> tf.Tensor:
     """The joint L2 norm of all gradients, as a scalar."""
-    parts, _ = _reduce_each(_measurable(gradients), tf.nn.l2_loss, _half_squares)
+    grouped = _grouped(gradients)
+    parts = grouped.reduce(tf.nn.l2_loss, _half_squares, in_order=False)
     return tf.sqrt(2 * tf.reduce_sum(parts))
 
 
@@ -45,20 +102,17 @@ def _half_squares(rows: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.square(rows), axis=1) / 2
 
 
-def largest_entries(gradients: Sequence[Gradient]) -> tf.Tensor:
+def largest_entries(gradients: Sequence[Gradient] | Grouped) -> tf.Tensor:
     """The largest absolute entry of each gradient, as one vector."""
-    tensors = _measurable(gradients)
+    grouped = _grouped(gradients)
     # Two passes that only read are cheaper than one that writes the absolute values.
-    highest, places = _reduce_each(
-        tensors, tf.reduce_max, lambda x: tf.reduce_max(x, axis=1)
-    )
-    lowest, _ = _reduce_each(tensors, tf.reduce_min, lambda x: tf.reduce_min(x, axis=1))
-    largest = tf.abs(tf.maximum(highest, -lowest))  # no negative zero
-    return tf.gather(largest, places)
+    highest = grouped.reduce(tf.reduce_max, lambda x: tf.reduce_max(x, axis=1))
+    lowest = grouped.reduce(tf.reduce_min, lambda x: tf.reduce_min(x, axis=1))
+    return tf.abs(tf.maximum(highest, -lowest))  # no negative zero
 
 
 def entry_statistics(
-    gradients: Sequence[Gradient], sizes: Sequence[int]
+    gradients: Sequence[Gradient] | Grouped, sizes: Sequence[int]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mean, fraction of zeros, and number of NaN or infinite entries of each.
 
@@ -67,16 +121,14 @@ def entry_statistics(
         sizes: How many entries the variable of each has: a sparse gradient names
             only some of them, the others being zero.
     """
-    tensors = _measurable(gradients)
-    size = tf.cast(tf.constant(sizes), tensors[0].dtype)
+    grouped = _grouped(gradients)
+    size = tf.cast(tf.constant(sizes), grouped.dtype)
 
     def each(reduced: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        parts, places = _reduce_each(
-            tensors,
+        return grouped.reduce(
             lambda x: tf.reduce_sum(reduced(x)),
             lambda x: tf.reduce_sum(reduced(x), axis=1),
         )
-        return tf.gather(parts, places)
 
     def counted(condition: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return each(lambda x: tf.cast(condition(x), x.dtype))
@@ -89,6 +141,10 @@ def entry_statistics(
         lambda: counted(lambda x: ~tf.math.is_finite(x)),
     )
     return sums / size, zeros / size, nonfinite
+
+
+def _grouped(gradients: Sequence[Gradient] | Grouped) -> Grouped:
+    return gradients if isinstance(gradients, Grouped) else Grouped(gradients)
 
 
 def sum_repeated_rows(slices: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
@@ -119,33 +175,3 @@ def _measurable(gradients: Sequence[Gradient]) -> list[tf.Tensor]:
     ]
     wide = any(tensor.dtype == tf.float64 for tensor in tensors)
     return [tf.cast(tensor, tf.float64 if wide else tf.float32) for tensor in tensors]
-
-
-def _reduce_each(
-    tensors: Sequence[tf.Tensor],
-    whole: Callable[[tf.Tensor], tf.Tensor],
-    rows: Callable[[tf.Tensor], tf.Tensor],
-) -> tuple[tf.Tensor, list[int]]:
-    """Reduces each tensor to a number, small ones of the same size together.
-
-    Args:
-        tensors: The tensors.
-        whole: Reduces one tensor to a scalar.
-        rows: Reduces the rows of a matrix to a vector.
-
-    Returns:
-        A vector of the numbers, and the place of each tensor's number in it.
-    """
-    same_size = collections.defaultdict(list)
-    for i, tensor in enumerate(tensors):
-        size = tensor.shape.num_elements()
-        same_size[size if size is not None and size <= _SMALL else (i,)].append(i)
-    groups = [group for group in same_size.values() if len(group) > 1]
-    alone = [group[0] for group in same_size.values() if len(group) == 1]
-
-    parts = [rows(tf.stack([tf.reshape(tensors[i], [-1]) for i in g])) for g in groups]
-    if alone:
-        parts.append(tf.stack([whole(tensors[i]) for i in alone]))
-    order = [i for group in groups for i in group] + alone
-    place = {i: k for k, i in enumerate(order)}
-    return tf.concat(parts, 0), [place[i] for i in range(len(tensors))]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfdeep._core import _activations, _architecture
 from tfdeep._core._layer_calls import LayerCall, LayerCalls
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
+from tfdeep.callbacks._sometimes import nothing
 
 # A unit is inactive if it was flat at every measured step of the last so many.
 INACTIVE_STEPS = 50
@@ -45,9 +46,12 @@ class LayerRecorder:
         self._calls = LayerCalls(layers)
         self._paths = list(layers) if activations else []
         self._units = [_count_units(layers[path]) for path in self._paths]
-        self._inputs = Ring(capacity, 2)
-        self._rows = Ring(capacity, len(QUANTITIES) * len(self._paths))
-        self._inactive = Ring(capacity, len(self._paths))
+        self._inputs = Ring(capacity, ("input_offset", "input_spread"), 1, np.mean)
+        self._outputs = Ring(capacity, QUANTITIES, len(self._paths), np.mean)
+        # Each replica knows its own examples; a unit that one of them saw is active.
+        self._inactive = Ring(
+            capacity, ("inactive_fraction",), len(self._paths), np.min
+        )
         self._layer_of_unit = np.repeat(np.arange(len(self._units)), self._units)
         self._last_active = local_variable(tf.fill([sum(self._units)], np.int64(-1)))
 
@@ -75,11 +79,15 @@ class LayerRecorder:
         def record() -> tf.Tensor:
             if has_input:
                 places = _activations.sample(first)
-                scale = _activations.scale_of_features(places)
-                self._inputs.write(step, tf.stack(scale))
+                offset, spread = _activations.scale_of_features(places)
+                self._inputs.write(
+                    step,
+                    input_offset=offset[tf.newaxis],
+                    input_spread=spread[tf.newaxis],
+                )
             if self._paths:
                 self._measure_outputs(step, calls)
-            return tf.constant(0)
+            return nothing()
 
         return record
 
@@ -93,7 +101,8 @@ class LayerRecorder:
                 row, is_active = _measured(calls[path], units)
             rows.append(row)
             active.append(is_active)
-        self._rows.write(step, tf.reshape(tf.transpose(tf.stack(rows)), [-1]))
+        by_quantity = map(tf.stack, zip(*rows, strict=True))
+        self._outputs.write(step, **dict(zip(QUANTITIES, by_quantity, strict=True)))
         last = tf.where(tf.concat(active, 0), step, self._last_active)
         self._last_active.assign(last)
         inactive = last <= tf.maximum(step - INACTIVE_STEPS, -1)
@@ -101,23 +110,20 @@ class LayerRecorder:
             tf.cast(inactive, tf.float32), self._layer_of_unit, len(self._paths)
         )
         by_layer = np.array(self._units, np.float32)
-        self._inactive.write(step, count / by_layer)  # 0 / 0 is unknown
+        self._inactive.write(step, inactive_fraction=count / by_layer)  # 0/0: unknown
 
-    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads rows, and empties the rings.
+    def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads what was written, and empties the rings.
 
         Returns:
             `input_offset` and `input_spread` of one column each; and one column a
             layer of each of `QUANTITIES` and of `inactive_fraction`.
         """
-        inputs = self._inputs.take(rows, across=np.mean)
-        recorded = {"input_offset": inputs[:, :1], "input_spread": inputs[:, 1:]}
-        values = self._rows.take(rows, across=np.mean)
-        parts = np.split(values, len(QUANTITIES), axis=1)
-        recorded.update(zip(QUANTITIES, parts, strict=True))
-        # Each replica knows its own examples; a unit that one of them saw is active.
-        recorded["inactive_fraction"] = self._inactive.take(rows, across=np.min)
-        return recorded
+        return {
+            **self._inputs.take(places),
+            **self._outputs.take(places),
+            **self._inactive.take(places),
+        }
 
 
 def _count_units(layer: Any) -> int:

@@ -24,11 +24,24 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
-from tfdeep._core._gradients import Gradient
+from tfdeep._core._gradients import Gradient, Grouped
 from tfdeep._core._layer_calls import replace
 from tfdeep.callbacks._layer_recorder import LayerRecorder
-from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable, sometimes
+from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
+from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
 from tfdeep.optimizers import Accumulate, OptimizerWrapper
+
+# Of each variable; and with clipping the norm after it.
+QUANTITIES = (
+    "norm",
+    "largest_entry",
+    "mean",
+    "zero_fraction",
+    "nonfinite_count",
+    "silent_fraction",
+    "update_norm",
+    "weight_norm",
+)
 
 # What costs more than a norm is measured at the first steps, when most goes wrong, and
 # then at every tenth step. The update of a weight takes a copy of the weights, which
@@ -81,7 +94,9 @@ class StepRecorder:
         # How many steps an update takes; as many hold one, wherever they begin.
         self._span = math.prod(_steps_accumulated(o) for o in chain)
         self._period = self._span * math.ceil(max(EVERY / self._span, 2))
+        # By thread, as the replicas of a strategy trace the step.
         self._losses: dict[int, tf.Tensor] = {}
+        self._steps: dict[int, tf.Tensor] = {}
         self._drained = 0
         self.is_ready = False
 
@@ -105,11 +120,11 @@ class StepRecorder:
         self._bias_of_unit = np.repeat(np.arange(len(bias_sizes)), bias_sizes)
         self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
         self._step = local_variable(tf.zeros([], tf.int64))
-        self._loss = Ring(self.capacity, 1)
-        self._seen = Ring(self.capacity, count)
-        self._passed_on = Ring(self.capacity, count) if self._clips else None
-        self._details = Ring(self.capacity, 4 * count + len(self._biases))
-        self._update = Ring(self.capacity, 2 * count)
+        # The number of the next step at which the layers or the weights are due.
+        self._next_look = local_variable(tf.zeros([], tf.int64))
+        self._loss = Ring(self.capacity, ("loss",), 1, across=np.mean)
+        of_variables = (*QUANTITIES, "clipped_norm") if self._clips else QUANTITIES
+        self._of_variables = Ring(self.capacity, of_variables, count)
         self._shared = [i for i in range(count) if self._sizes[i] <= _SHARED_COPY]
         self._single = [i for i in range(count) if self._sizes[i] > _SHARED_COPY]
         self._shared_sizes = [self._sizes[i] for i in self._shared]
@@ -123,6 +138,9 @@ class StepRecorder:
             for variable in self._variables
             if self._copies_gradients
         ]
+        self._is_on_one_cpu = are_on_one_cpu(
+            [self._step, *(variable.value for variable in self._variables)]
+        )
         self._layers = LayerRecorder(
             self._choose_layers(), self.capacity, self._activations
         )
@@ -166,21 +184,31 @@ class StepRecorder:
     def _count_step(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
             self.prepare()
-            self._record_loss()
-            self._measure()
-            result = apply(grads, trainable_variables)
+            step = self._step.read_value()
+            self._record_loss(step)
+            self._measure(step)
+            self._steps[threading.get_ident()] = step
+            try:
+                result = apply(grads, trainable_variables)
+            finally:
+                del self._steps[threading.get_ident()]
             self._step.assign_add(1)
             return result
 
         return counted
 
-    def _record_loss(self) -> None:
+    def _this_step(self) -> tf.Tensor:
+        """The number of the step; read once, but by each thread of a strategy."""
+        step = self._steps.get(threading.get_ident())
+        return self._step.read_value() if step is None else step
+
+    def _record_loss(self, step: tf.Tensor) -> None:
         loss = self._losses.pop(threading.get_ident(), None)
         if loss is None or not is_at_hand(loss):
             return
         # Keras divides the loss by the number of replicas.
         loss = tf.cast(tf.reduce_mean(loss), tf.float32) * _replicas.count()
-        self._loss.write(self._step, loss[tf.newaxis])
+        self._loss.write(step, loss=loss[tf.newaxis])
 
     def _look_before(self, apply_reduced: Callable[..., Any]) -> Callable[..., Any]:
         def seen(gradients: list[Gradient | None], variables: list[Any]) -> None:
@@ -231,53 +259,77 @@ class StepRecorder:
         gradients, columns = self._selected(gradients, variables)
         if not columns:
             return
-        norms = _gradients.l2_norms(gradients)
-        is_measured = _is_due(self._step) | ~tf.reduce_all(tf.math.is_finite(norms))
+        step = self._this_step()
+        grouped = _gradients.Grouped(gradients)
+        norms = tf.cast(_gradients.l2_norms(grouped), tf.float32)
 
         def look_closer() -> tf.Tensor:
-            largest = _gradients.largest_entries(gradients)
-            tf.cond(
-                is_measured,
-                lambda: self._record_details(gradients, columns, largest),
-                _nothing,
-            )
-            # Its squares underflow, but a norm is at least the largest entry.
-            return tf.maximum(norms, largest)
+            largest = _gradients.largest_entries(grouped)
 
-        underflows = tf.reduce_any(norms < _UNDERFLOW)
-        norms = sometimes(is_measured | underflows, look_closer, lambda: norms)
-        self._seen.write(self._step, self._in_columns(norms, columns))
+            def record() -> tf.Tensor:
+                self._record_details(step, grouped, columns, largest)
+                self._copy_gradients(gradients, columns)
+                return nothing()
+
+            is_measured = _is_due(step) | ~tf.reduce_all(tf.math.is_finite(norms))
+            tf.cond(is_measured, record, nothing)
+            # Its squares underflow, but a norm is at least the largest entry.
+            return _without_nan(tf.maximum(norms, tf.cast(largest, tf.float32)))
+
+        usual = tf.clip_by_value(norms, _UNDERFLOW, tf.float32.max)
+        is_odd = tf.reduce_any(tf.not_equal(norms, usual))  # as a NaN is
+        norms = sometimes(
+            _is_due(step) | is_odd, look_closer, norms, self._is_on_one_cpu
+        )
+        self._of_variables.write(step, norm=self._in_columns(norms, columns))
 
     def _record_details(
-        self, gradients: list[Gradient], columns: list[int], largest: tf.Tensor
-    ) -> tf.Tensor:
+        self,
+        step: tf.Tensor,
+        gradients: Grouped,
+        columns: list[int],
+        largest: tf.Tensor,
+    ) -> None:
         sizes = [self._sizes[column] for column in columns]
-        statistics = (largest, *_gradients.entry_statistics(gradients, sizes))
-        row = [self._in_columns(values, columns) for values in statistics]
+        mean, zeros, nonfinite = _gradients.entry_statistics(gradients, sizes)
+        measured = {
+            "largest_entry": largest,
+            "mean": mean,
+            "zero_fraction": zeros,
+            "nonfinite_count": nonfinite,
+        }
+        rows = {
+            name: self._in_columns(_without_nan(values), columns)
+            for name, values in measured.items()
+        }
         if self._biases:
-            row.append(self._silent_units(dict(zip(columns, gradients, strict=True))))
-        self._details.write(self._step, tf.concat(row, 0))
+            entries = dict(zip(columns, gradients.entries(), strict=True))
+            silent = self._silent_units(step, entries)
+            rows["silent_fraction"] = self._in_columns(silent, self._biases)
+        self._of_variables.write(step, **rows)
+
+    def _copy_gradients(self, gradients: list[Gradient], columns: list[int]) -> None:
         if self._copies_gradients:
             for column, gradient in zip(columns, gradients, strict=True):
                 dense = tf.convert_to_tensor(gradient)
                 self._latest[column].assign(tf.cast(dense, tf.float32))
-        return _nothing()
 
-    def _silent_units(self, gradients: dict[int, Gradient]) -> tf.Tensor:
+    def _silent_units(
+        self, step: tf.Tensor, entries: dict[int, tf.Tensor]
+    ) -> tf.Tensor:
         """The fraction of each bias' units that have had no gradient for a while."""
         heard = tf.concat(
             [
-                tf.not_equal(tf.reshape(gradients[i], [-1]), 0)
-                if i in gradients
+                tf.not_equal(entries[i], 0)
+                if i in entries
                 else tf.zeros([self._sizes[i]], tf.bool)
                 for i in self._biases
             ],
             0,
         )
-        self._last_heard.assign(tf.where(heard, self._step, self._last_heard))
-        silent = tf.cast(
-            self._last_heard <= tf.maximum(self._step - SILENT_STEPS, -1), tf.float32
-        )
+        last_heard = tf.where(heard, step, self._last_heard)
+        self._last_heard.assign(last_heard)
+        silent = tf.cast(last_heard <= tf.maximum(step - SILENT_STEPS, -1), tf.float32)
         count = len(self._biases)
         return tf.math.unsorted_segment_mean(silent, self._bias_of_unit, count)
 
@@ -285,10 +337,11 @@ class StepRecorder:
         self, gradients: list[Gradient], variables: list[Any]
     ) -> None:
         gradients, columns = self._selected(gradients, variables)
-        if not columns or self._passed_on is None:
+        if not columns or not self._clips:
             return
-        row = self._in_columns(_gradients.l2_norms(gradients), columns)
-        self._passed_on.write(self._step, row)
+        norms = _without_nan(_gradients.l2_norms(gradients))
+        row = self._in_columns(norms, columns)
+        self._of_variables.write(self._this_step(), clipped_norm=row)
 
     def _selected(
         self, gradients: list[Gradient], variables: list[Any]
@@ -301,12 +354,7 @@ class StepRecorder:
         return [gradient for gradient, _ in pairs], [column for _, column in pairs]
 
     def _in_columns(self, values: tf.Tensor, columns: list[int]) -> tf.Tensor:
-        """Spreads `values` over all columns; NaN where a variable has none.
-
-        Infinity stands for all that is not finite, so that NaN means one thing.
-        """
-        values = tf.cast(values, tf.float32)
-        values = tf.where(tf.math.is_nan(values), np.float32(np.inf), values)
+        """Spreads `values` over all columns; NaN where a variable has none."""
         if columns == list(range(len(self._variables))):
             return values
         place = {column: i for i, column in enumerate(columns)}
@@ -315,33 +363,41 @@ class StepRecorder:
             values, [place.get(i, len(columns)) for i in range(len(self._variables))]
         )
 
-    def _measure(self) -> None:
+    def _measure(self, step: tf.Tensor) -> None:
         """At the steps that are due, looks at the layers and at the weights.
 
         The weights are copied before an update to be measured and compared after it;
         with accumulation an update is made every so many steps.
         """
-        is_due = _is_due(self._step)
-        phase = self._step % self._period
-        is_before, is_after = tf.equal(phase, 0), tf.equal(phase, self._span)
-        record_layers = self._layers.seen(self._step)
+        record_layers = self._layers.seen(step)
 
         def measure() -> tf.Tensor:
-            tf.cond(is_due, record_layers, _nothing)
-            tf.cond(is_before, self._copy_weights, _nothing)
-            tf.cond(is_after, self._compare_weights, _nothing)
-            return _nothing()
+            tf.cond(_is_due(step), record_layers, nothing)
+            tf.cond(self._is_before(step), self._copy_weights, nothing)
+            tf.cond(self._is_after(step), lambda: self._compare_weights(step), nothing)
+            soon = step + tf.range(1, self._period + 1, dtype=tf.int64)
+            is_next = _is_due(soon) | self._is_before(soon) | self._is_after(soon)
+            self._next_look.assign(soon[tf.argmax(tf.cast(is_next, tf.int32))])
+            return nothing()
 
-        sometimes(is_due | is_before | is_after, measure, _nothing)
+        # One comparison at each step, and not a dozen operations.
+        is_due = step >= self._next_look
+        sometimes(is_due, measure, nothing(), self._is_on_one_cpu)
+
+    def _is_before(self, step: tf.Tensor) -> tf.Tensor:
+        return tf.equal(step % self._period, 0)
+
+    def _is_after(self, step: tf.Tensor) -> tf.Tensor:
+        return tf.equal(step % self._period, self._span)
 
     def _copy_weights(self) -> tf.Tensor:
         if self._shared:
             self._shared_copy.assign(self._flat_shared())
         for i, copy in zip(self._single, self._copies, strict=True):
             copy.assign(tf.cast(self._variables[i].value, tf.float32))
-        return _nothing()
+        return nothing()
 
-    def _compare_weights(self) -> tf.Tensor:
+    def _compare_weights(self, step: tf.Tensor) -> tf.Tensor:
         old, change = [], []
         if self._shared:
             flat = self._shared_copy.read_value()
@@ -351,10 +407,11 @@ class StepRecorder:
             old.append(copy.read_value())
             change.append(tf.cast(self._variables[i].value, tf.float32) - old[-1])
         order = self._shared + self._single
-        row = [self._in_columns(_gradients.l2_norms(x), order) for x in (change, old)]
-        # It is the update of the step before.
-        self._update.write(self._step - 1, tf.concat(row, 0))
-        return _nothing()
+        norms = [_without_nan(_gradients.l2_norms(x)) for x in (change, old)]
+        update, weight = [self._in_columns(x, order) for x in norms]
+        # The step before made the update.
+        self._of_variables.write(step - 1, update_norm=update, weight_norm=weight)
+        return nothing()
 
     def _flat_shared(self) -> tf.Tensor:
         flat = [
@@ -384,35 +441,20 @@ class StepRecorder:
         """
         step = int(self._step.numpy())
         if step % self._period == self._span:  # the next step would measure it
-            self._compare_weights()
+            self._compare_weights(self._step.read_value())
         # A ring that was overrun has lost its oldest rows; they read as unknown.
         lost = max(step - self._drained - self.capacity, 0)
-        rows = np.arange(self._drained + lost, step) % self.capacity
-        norm = self._seen.take(rows)
-        clipped = norm
-        if self._passed_on is not None:
-            clipped = self._passed_on.take(rows)
-            # Too small for its squares, and so for any clipping.
-            clipped = np.where((clipped == 0) & (norm < _UNDERFLOW), norm, clipped)
-        count = norm.shape[1]
-        details = self._details.take(rows)
-        largest, mean, zeros, nonfinite = np.split(details[:, : 4 * count], 4, axis=1)
-        silent = np.full_like(norm, np.nan)
-        silent[:, self._biases] = details[:, 4 * count :]
-        update, weight = np.split(self._update.take(rows), 2, axis=1)
+        places = np.arange(self._drained + lost, step) % self.capacity
         recorded = {
-            "loss": self._loss.take(rows, across=np.mean),
-            "norm": norm,
-            "clipped_norm": clipped,
-            "largest_entry": largest,
-            "mean": mean,
-            "zero_fraction": zeros,
-            "nonfinite_count": nonfinite,
-            "silent_fraction": silent,
-            "update_norm": update,
-            "weight_norm": weight,
-            **self._layers.take(rows),
+            **self._loss.take(places),
+            **self._of_variables.take(places),
+            **self._layers.take(places),
         }
+        norm = recorded["norm"]
+        clipped = recorded.setdefault("clipped_norm", norm)
+        # Too small for its squares, and so for any clipping.
+        is_too_small = (clipped == 0) & (norm < _UNDERFLOW)
+        recorded["clipped_norm"] = np.where(is_too_small, norm, clipped)
         self._drained = step
         return {
             name: np.concatenate(
@@ -422,9 +464,10 @@ class StepRecorder:
         }
 
 
-def _nothing() -> tf.Tensor:
-    """What a branch gives back that is there for what it writes."""
-    return tf.constant(0)
+def _without_nan(values: tf.Tensor) -> tf.Tensor:
+    """Infinity for all that is not a number; a NaN in a ring means "not measured"."""
+    values = tf.cast(values, tf.float32)
+    return tf.where(tf.math.is_nan(values), np.float32(np.inf), values)
 
 
 def _is_due(step: tf.Tensor) -> tf.Tensor:

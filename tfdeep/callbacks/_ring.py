@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,41 +10,63 @@ import tensorflow as tf
 
 
 class Ring:
-    """Holds one row of numbers for each of the last steps; NaN where none was written.
+    """Holds some quantities for each of the last steps; NaN where none was written.
 
     Args:
-        capacity: How many rows it holds.
+        capacity: How many steps it holds.
+        quantities: The names of the quantities, each a row of numbers a step.
         columns: How many numbers are in a row.
+        across: How rows of several replicas become one, where replicas write
+            different numbers: a reduction such as `np.mean`.
     """
 
-    def __init__(self, capacity: int, columns: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        quantities: Sequence[str],
+        columns: int,
+        across: Callable[..., np.ndarray] | None = None,
+    ) -> None:
         self._capacity = capacity
-        self._blank = np.full([capacity, columns], np.nan, np.float32)
-        self._rows = local_variable(tf.constant(self._blank))
+        self._columns = columns
+        self._across = across
+        self._first_row = {name: i * capacity for i, name in enumerate(quantities)}
+        # One variable for all: reading and emptying take their time by the variable.
+        self._blank = tf.fill([capacity * len(quantities), columns], np.float32(np.nan))
+        self._rows = local_variable(self._blank)
 
-    def write(self, step: tf.Tensor, row: tf.Tensor) -> None:
-        """Writes the row of a step, inside the step."""
+    def write(self, step: tf.Tensor, **rows: tf.Tensor) -> None:
+        """Writes rows of a step, inside the step."""
         place = tf.cast(step % self._capacity, tf.int32)
-        slices = tf.IndexedSlices(row[tf.newaxis], place[tf.newaxis])
-        self._rows.scatter_update(slices)
+        first_rows = [self._first_row[name] for name in rows]
+        if len(rows) == 1:  # fewer operations for what is written at every step
+            row = next(iter(rows.values()))
+            place = place + first_rows[0] if first_rows[0] else place
+        else:
+            row = tf.stack(list(rows.values()))
+            place = place + tf.constant(first_rows, tf.int32)
+        self._rows.scatter_update(tf.IndexedSlices(row, place))
 
-    def take(
-        self, rows: np.ndarray, across: Callable[..., np.ndarray] | None = None
-    ) -> np.ndarray:
-        """Reads rows, and empties the ring.
+    def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads what was written, and empties the ring.
 
         Args:
-            rows: Their places, in the order wanted.
-            across: How rows of several replicas become one, where replicas write
-                different numbers: a reduction such as `np.mean`.
+            places: The places of the steps, in the order wanted.
+
+        Returns:
+            By quantity, an array of shape (steps, columns).
         """
-        if across is None:
-            values = np.array(self._rows.numpy())[rows]
+        if not self._columns:
+            return {n: np.empty([len(places), 0], np.float32) for n in self._first_row}
+        shape = (len(self._first_row), self._capacity, self._columns)
+        if self._across is None:
+            values = self._rows.numpy().reshape(shape)[:, places]
         else:
-            copies = getattr(self._rows, "values", None) or [self._rows]
-            values = across([copy.numpy()[rows] for copy in copies], axis=0)
+            replicas = getattr(self._rows, "values", None) or [self._rows]
+            rows = [replica.numpy().reshape(shape)[:, places] for replica in replicas]
+            values = self._across(rows, axis=0)
         self._rows.assign(self._blank)
-        return np.asarray(values)
+        return dict(zip(self._first_row, values, strict=True))
 
 
 def local_variable(value: Any) -> tf.Variable:
@@ -57,17 +79,3 @@ def is_at_hand(tensor: Any) -> bool:
     if tf.executing_eagerly():
         return True
     return getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()
-
-
-def sometimes(
-    predicate: tf.Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]
-) -> Any:
-    """`tf.cond`, where `then` is rarely true: it costs little when it is not.
-
-    TensorFlow inlines a branch, and then visits each of its operations at every step,
-    if only to find that it is not run.
-    """
-    if not tf.executing_eagerly():
-        as_one = {"_noinline": True}
-        then = tf.function(then, autograph=False, experimental_attributes=as_one)
-    return tf.cond(predicate, then, otherwise)
