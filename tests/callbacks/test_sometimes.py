@@ -53,6 +53,22 @@ def test_tensorflow_leaves_a_whole_branch_as_it_is(is_whole):
     assert is_taken_apart != is_whole
 
 
+def test_tensorflow_has_nothing_to_warn_of(caplog):
+    x, y = tf.constant(1.0), tf.constant(2.0)
+
+    @tf.function
+    def step(runs):
+        return sometimes(runs, lambda: x * y, x, True)
+
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        step(tf.constant(True))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def test_only_one_cpu_keeps_a_branch_whole():
     with tf.device("CPU:0"):
         first = tf.Variable(0.0)

@@ -36,18 +36,18 @@ def sometimes(
         )
         return tf.cond(predicate, as_one, lambda: otherwise)
 
-    branch = tf.function(lambda _: then(), autograph=False).get_concrete_function(
-        tf.TensorSpec(otherwise.shape, otherwise.dtype)
-    )
+    spec = tf.TensorSpec(otherwise.shape, otherwise.dtype)
+    then_branch = tf.function(lambda otherwise: then(), autograph=False)
+    branch = then_branch.get_concrete_function(spec)
     taken = branch.captured_inputs
-    specs = [tf.TensorSpec(x.shape, x.dtype) for x in (otherwise, *taken)]
-    no_branch = tf.function(lambda first, *_: first, autograph=False)
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in taken]
+    else_branch = tf.function(lambda otherwise, *others: otherwise, autograph=False)
     (result,) = tf.raw_ops.If(
         cond=predicate,
         input=[otherwise, *taken],
         Tout=[otherwise.dtype],
         then_branch=branch,
-        else_branch=no_branch.get_concrete_function(*specs),
+        else_branch=else_branch.get_concrete_function(spec, *specs),
         output_shapes=[otherwise.shape],
     )
     return result
