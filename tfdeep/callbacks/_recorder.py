@@ -97,9 +97,6 @@ class StepRecorder:
         # By thread, as the replicas of a strategy trace the step.
         self._losses: dict[int, tf.Tensor] = {}
         self._steps: dict[int, tf.Tensor] = {}
-        self._looks: dict[int, Callable[[], tf.Tensor]] = {}
-        # Loss scaling lets gradients through at some steps only.
-        self._sees_every_gradient = len(self._wrappers) == len(chain) - 1
         self._drained = 0
         self.is_ready = False
 
@@ -123,8 +120,7 @@ class StepRecorder:
         self._bias_of_unit = np.repeat(np.arange(len(bias_sizes)), bias_sizes)
         self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
         self._step = local_variable(tf.zeros([], tf.int64))
-        # The next step at which layers or weights are due: one comparison at each step
-        # in the place of a dozen operations.
+        # The number of the next step at which the layers or the weights are due.
         self._next_look = local_variable(tf.zeros([], tf.int64))
         self._loss = Ring(self.capacity, ("loss",), 1, across=np.mean)
         of_variables = (*QUANTITIES, "clipped_norm") if self._clips else QUANTITIES
@@ -190,18 +186,12 @@ class StepRecorder:
             self.prepare()
             step = self._step.read_value()
             self._record_loss(step)
-            look = self._look_at_layers_and_weights(step)
-            thread = threading.get_ident()
-            self._steps[thread] = step
-            if self._sees_every_gradient:
-                self._looks[thread] = look
-            else:
-                self._look_if_due(step, look)
+            self._measure(step)
+            self._steps[threading.get_ident()] = step
             try:
                 result = apply(grads, trainable_variables)
             finally:
-                del self._steps[thread]
-                self._looks.pop(thread, None)
+                del self._steps[threading.get_ident()]
             self._step.assign_add(1)
             return result
 
@@ -267,18 +257,13 @@ class StepRecorder:
 
     def _record_seen(self, gradients: list[Gradient], variables: list[Any]) -> None:
         gradients, columns = self._selected(gradients, variables)
-        step = self._this_step()
-        look = self._looks.pop(threading.get_ident(), None)
         if not columns:
-            if look is not None:
-                self._look_if_due(step, look)
             return
+        step = self._this_step()
         grouped = _gradients.Grouped(gradients)
         norms = tf.cast(_gradients.l2_norms(grouped), tf.float32)
-        usual = tf.clip_by_value(norms, _UNDERFLOW, tf.float32.max)
-        is_odd = tf.reduce_any(tf.not_equal(norms, usual))  # as a NaN is
 
-        def measure() -> tf.Tensor:
+        def look_closer() -> tf.Tensor:
             largest = _gradients.largest_entries(grouped)
 
             def record() -> tf.Tensor:
@@ -286,21 +271,16 @@ class StepRecorder:
                 self._copy_gradients(gradients, columns)
                 return nothing()
 
-            is_nonfinite = ~tf.reduce_all(tf.math.is_finite(norms))
-            tf.cond(_is_due(step) | is_nonfinite, record, nothing)
+            is_measured = _is_due(step) | ~tf.reduce_all(tf.math.is_finite(norms))
+            tf.cond(is_measured, record, nothing)
             # Its squares underflow, but a norm is at least the largest entry.
             return _without_nan(tf.maximum(norms, tf.cast(largest, tf.float32)))
 
-        if look is None:
-            is_rare, then = _is_due(step) | is_odd, measure
-        else:  # one branch for both costs less than two
-            is_rare = (step >= self._next_look) | is_odd
-
-            def then() -> tf.Tensor:
-                tf.cond(step >= self._next_look, look, nothing)
-                return tf.cond(_is_due(step) | is_odd, measure, lambda: norms)
-
-        norms = sometimes(is_rare, then, norms, self._is_on_one_cpu)
+        usual = tf.clip_by_value(norms, _UNDERFLOW, tf.float32.max)
+        is_odd = tf.reduce_any(tf.not_equal(norms, usual))  # as a NaN is
+        norms = sometimes(
+            _is_due(step) | is_odd, look_closer, norms, self._is_on_one_cpu
+        )
         self._of_variables.write(step, norm=self._in_columns(norms, columns))
 
     def _record_details(
@@ -383,15 +363,15 @@ class StepRecorder:
             values, [place.get(i, len(columns)) for i in range(len(self._variables))]
         )
 
-    def _look_at_layers_and_weights(self, step: tf.Tensor) -> Callable[[], tf.Tensor]:
-        """What to call at the steps that are due, before the update.
+    def _measure(self, step: tf.Tensor) -> None:
+        """At the steps that are due, looks at the layers and at the weights.
 
         The weights are copied before an update to be measured and compared after it;
         with accumulation an update is made every so many steps.
         """
         record_layers = self._layers.seen(step)
 
-        def look() -> tf.Tensor:
+        def measure() -> tf.Tensor:
             tf.cond(_is_due(step), record_layers, nothing)
             tf.cond(self._is_before(step), self._copy_weights, nothing)
             tf.cond(self._is_after(step), lambda: self._compare_weights(step), nothing)
@@ -400,10 +380,9 @@ class StepRecorder:
             self._next_look.assign(soon[tf.argmax(tf.cast(is_next, tf.int32))])
             return nothing()
 
-        return look
-
-    def _look_if_due(self, step: tf.Tensor, look: Callable[[], tf.Tensor]) -> None:
-        sometimes(step >= self._next_look, look, nothing(), self._is_on_one_cpu)
+        # One comparison at each step, and not a dozen operations.
+        is_due = step >= self._next_look
+        sometimes(is_due, measure, nothing(), self._is_on_one_cpu)
 
     def _is_before(self, step: tf.Tensor) -> tf.Tensor:
         return tf.equal(step % self._period, 0)
