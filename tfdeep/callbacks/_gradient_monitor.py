@@ -15,7 +15,7 @@ from tfdeep._core import _architecture, _keras_internals, _optimizers, _paths
 from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
-from tfdeep.callbacks._recorder import StepRecorder
+from tfdeep.callbacks._recorder import OF_VARIABLES, StepRecorder
 from tfdeep.callbacks._run_writer import RunWriter
 from tfdeep.callbacks._train_function import WatchedTrainFunction
 from tfdeep.diagnostics import (
@@ -40,18 +40,6 @@ OnFinding = str | Callable[[Finding], object] | None
 
 # The rules are asked often while most goes wrong, then rarely; in steps.
 _EARLY, _EARLY_PERIOD, _LATE_PERIOD = 50, 10, 100
-
-_OF_VARIABLES = (
-    "norm",
-    "clipped_norm",
-    "largest_entry",
-    "mean",
-    "zero_fraction",
-    "nonfinite_count",
-    "silent_fraction",
-    "update_norm",
-    "weight_norm",
-)
 
 
 class GradientMonitor(keras.callbacks.Callback):
@@ -189,7 +177,7 @@ class GradientMonitor(keras.callbacks.Callback):
         recording = self.recording
         if not recording.total_steps:
             return {key: {} for key in self._keys}
-        recorded = {name: recording.at_steps(name) for name in _OF_VARIABLES}
+        recorded = {name: recording.at_steps(name) for name in OF_VARIABLES}
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = recorded["update_norm"] / recorded["weight_norm"]
         recorded["update_ratio"] = ratio

@@ -31,9 +31,10 @@ from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
 from tfdeep.optimizers import Accumulate, OptimizerWrapper
 
-# Of each variable; and with clipping the norm after it.
-QUANTITIES = (
+# What is recorded of each variable.
+OF_VARIABLES = (
     "norm",
+    "clipped_norm",
     "largest_entry",
     "mean",
     "zero_fraction",
@@ -123,8 +124,8 @@ class StepRecorder:
         # The number of the next step at which the layers or the weights are due.
         self._next_look = local_variable(tf.zeros([], tf.int64))
         self._loss = Ring(self.capacity, ("loss",), 1, across=np.mean)
-        of_variables = (*QUANTITIES, "clipped_norm") if self._clips else QUANTITIES
-        self._of_variables = Ring(self.capacity, of_variables, count)
+        written = [n for n in OF_VARIABLES if self._clips or n != "clipped_norm"]
+        self._of_variables = Ring(self.capacity, written, count)
         self._shared = [i for i in range(count) if self._sizes[i] <= _SHARED_COPY]
         self._single = [i for i in range(count) if self._sizes[i] > _SHARED_COPY]
         self._shared_sizes = [self._sizes[i] for i in self._shared]
