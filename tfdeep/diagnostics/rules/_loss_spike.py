@@ -38,11 +38,10 @@ class LossSpike(Rule):
         recent = _measures.lately(recording, 100)
         recent = recent[recent >= self.history]
         before = np.maximum.accumulate(finite)[recent - 1]
-        jumps = recent[(before > 0) & (finite[recent] > self.factor * before)]
+        jumps = np.flatnonzero((before > 0) & (finite[recent] > self.factor * before))
         if not len(jumps):
             return
-        place = int(jumps[0])
-        highest = finite[:place].max()
+        place, highest = int(recent[jumps[0]]), before[jumps[0]]
         yield Symptom(
             _hardest_hit(recording, place),
             "warning",
