@@ -42,6 +42,14 @@ class Recording:
         self.total_steps = 0
         self.derived: dict[Any, Any] = {}
         self._columns = {path: i for i, path in enumerate(self.variables)}
+        self._columns_of = {
+            layer.path: [
+                i
+                for i, path in enumerate(self.variables)
+                if path.startswith(f"{layer.path}/")
+            ]
+            for layer in self.layers
+        }
         self._each = _Table(memory)
         self._due = _Table(memory)
 
@@ -109,6 +117,10 @@ class Recording:
     def column(self, variable: str | None) -> int | None:
         """The column of a variable; None if it was not recorded."""
         return None if variable is None else self._columns.get(variable)
+
+    def columns_of(self, layer: LayerInfo) -> list[int]:
+        """The columns of all recorded weights of a layer."""
+        return self._columns_of[layer.path]
 
 
 class _Table:

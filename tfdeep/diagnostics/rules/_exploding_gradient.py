@@ -50,13 +50,13 @@ class ExplodingGradient(Rule):
             return
         loss = np.abs(_measures.loss(recording))
         scale = _measures.largest(np.append(loss[:10], _measures.median(loss)))
-        norm = recording["norm"][:, columns]
         recent = _measures.lately(recording, 10)
+        norm = recording["norm"][recent][:, columns]
         clipped = recording["clipped_norm"][recent][:, columns]
         with np.errstate(invalid="ignore"):
-            tamed = _measures.median(clipped / norm[recent], axis=0) <= 0.1
-        start = _measures.median(norm[:5], axis=0)
-        peak = _measures.largest(norm[recent], axis=0)
+            tamed = _measures.median(clipped / norm, axis=0) <= 0.1
+        start = _measures.median(recording["norm"][:5, columns], axis=0)
+        peak = _measures.largest(norm, axis=0)
         has_grown = _grown(loss)
         # Where a fit begins near the minimum, any gradient is large beside the loss.
         from_start = _measures.is_untouched(recording)
@@ -71,7 +71,7 @@ class ExplodingGradient(Rule):
                 )
             elif from_start and size[i] > self.sensitivity * scale > 0:
                 evidence = (
-                    f"gradient norm {_measures.median(norm[recent][:, i]):.2g}: one "
+                    f"gradient norm {_measures.median(norm[:, i]):.2g}: one "
                     f"percent of the weights moves the loss by "
                     f"{_measures.times(size[i] / scale / 100)} its size"
                 )
@@ -85,7 +85,7 @@ class ExplodingGradient(Rule):
             yield Symptom(
                 layer.path,
                 "critical",
-                _first_step(recording, norm[:, i], start[i] * self.growth),
+                _first_step(recording, columns[i], start[i] * self.growth),
                 evidence,
                 _remedy(recording, layer),
             )
@@ -99,8 +99,8 @@ def _grown(loss: np.ndarray) -> bool:
     return bool(np.isnan(now) or now > 2 * start)
 
 
-def _first_step(recording: Recording, norm: np.ndarray, limit: float) -> int:
-    over = np.flatnonzero(norm > limit)
+def _first_step(recording: Recording, column: int, limit: float) -> int:
+    over = np.flatnonzero(recording["norm"][:, column] > limit)
     return int(recording.steps[over[0]]) if len(over) else 0
 
 

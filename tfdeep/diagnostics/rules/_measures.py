@@ -82,31 +82,30 @@ def since(recording: Recording, steps: int = 10) -> int:
     return 0 if recording.total_steps <= 2 * steps else recording.total_steps - steps
 
 
-def columns_of(recording: Recording, layer: LayerInfo) -> list[int]:
-    """The columns of all recorded weights of a layer."""
-    return [
-        i
-        for i, path in enumerate(recording.variables)
-        if path.startswith(f"{layer.path}/")
-    ]
-
-
 def has_gradient(recording: Recording, path: str | None, steps: int = 10) -> bool:
     """Whether a weight had a gradient, be it zero, in the last steps."""
     column = recording.column(path)
-    if column is None:
-        return False
-    return not np.isnan(recording["norm"][lately(recording, steps), column]).all()
+    return column is not None and bool(with_gradient(recording, steps)[column])
 
 
 def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
     """Whether a weight's gradient was there, and exactly zero, in the last steps."""
     column = recording.column(path)
-    if column is None:
-        return False
-    norm = recording["norm"][lately(recording, steps), column]
-    known = ~np.isnan(norm)
-    return bool(known.any() and not norm[known].any())
+    return column is not None and bool(silent(recording, steps)[column])
+
+
+@_once
+def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
+    """Of each column, whether it had a gradient, be it zero, in the last steps."""
+    return ~np.isnan(recording["norm"][lately(recording, steps)]).all(axis=0)
+
+
+@_once
+def silent(recording: Recording, steps: int = 10) -> np.ndarray:
+    """Of each column, whether its gradient was there, and exactly zero."""
+    norm = recording["norm"][lately(recording, steps)]
+    none = (np.isnan(norm) | (norm == 0)).all(axis=0)
+    return none & with_gradient(recording, steps)
 
 
 @_once
@@ -119,8 +118,7 @@ def blocking_layer(recording: Recording) -> LayerInfo | None:
     weighted = [layer for layer, _ in weighted_layers(recording)]
     for i in range(len(weighted) - 2, -1, -1):
         above = weighted[i + 1]
-        paths = [recording.variables[c] for c in columns_of(recording, weighted[i])]
-        if all(is_silent(recording, path) for path in paths):
+        if silent(recording)[recording.columns_of(weighted[i])].all():
             if above.bias is not None and not is_silent(recording, above.bias):
                 return weighted[i]
             if above.bias is None and not is_silent(recording, above.kernel):

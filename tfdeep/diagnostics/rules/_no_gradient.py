@@ -60,7 +60,7 @@ class NoGradient(Rule):
         norm = norm[seen]
         silent = (np.isnan(norm) | (norm == 0)).all(axis=0)
         unknown = np.isnan(norm).all(axis=0)
-        layers = [(x, _measures.columns_of(recording, x)) for x in recording.layers]
+        layers = [(x, recording.columns_of(x)) for x in recording.layers]
         layers = [(layer, columns) for layer, columns in layers if columns]
         explained = _explained(recording)
         for i, (layer, columns) in enumerate(layers):

@@ -97,7 +97,7 @@ def _overflows(recording: Recording, place: int) -> dict[str, float]:
     entry = recording.at_steps("largest_entry")[place]
     found = {}
     for layer in recording.layers:
-        columns = [i for i in _measures.columns_of(recording, layer) if is_broken[i]]
+        columns = [i for i in recording.columns_of(layer) if is_broken[i]]
         if columns and (count[columns] == 0).all():
             found[layer.path] = float(entry[columns].max())
     return found
