@@ -156,7 +156,8 @@ class GradientMonitor(keras.callbacks.Callback):
           weight), before clipping;
         * `clipped_norm`: the same after clipping;
 
-        and, at the first ten steps and every tenth, NaN between:
+        and, at the first ten steps, every tenth, and from step 1,000 on every fiftieth,
+        NaN between:
 
         * `largest_entry`: the largest absolute entry before clipping;
         * `mean`: the mean entry;
@@ -164,9 +165,9 @@ class GradientMonitor(keras.callbacks.Callback):
         * `nonfinite_count`: how many are NaN or infinite (counted at every step that
           has one);
         * `silent_fraction`: of a bias, the fraction of units without a gradient at
-          every measured step of the last fifty;
+          the last five measured steps;
         * `update_norm` and `weight_norm`: `||w_after - w_before||` of the step, and
-          `||w_before||`, at every tenth step;
+          `||w_before||`, at every tenth or fiftieth step;
         * `update_ratio`: the one over the other.
 
         Infinity stands for a gradient with a NaN or infinite entry; NaN where a

@@ -11,11 +11,9 @@ import tensorflow as tf
 
 from tfdeep._core import _activations, _architecture
 from tfdeep._core._layer_calls import LayerCall, LayerCalls
+from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import nothing
-
-# A unit is inactive if it was flat at every measured step of the last so many.
-INACTIVE_STEPS = 50
 
 QUANTITIES = (
     "output_mean",
@@ -105,7 +103,7 @@ class LayerRecorder:
         self._outputs.write(step, **dict(zip(QUANTITIES, by_quantity, strict=True)))
         last = tf.where(tf.concat(active, 0), step, self._last_active)
         self._last_active.assign(last)
-        inactive = last <= tf.maximum(step - INACTIVE_STEPS, -1)
+        inactive = _schedule.is_long_ago(last, step)
         count = tf.math.unsorted_segment_sum(
             tf.cast(inactive, tf.float32), self._layer_of_unit, len(self._paths)
         )

@@ -26,6 +26,7 @@ import tensorflow as tf
 from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
 from tfdeep._core._gradients import Gradient, Grouped
 from tfdeep._core._layer_calls import replace
+from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._layer_recorder import LayerRecorder
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
@@ -43,14 +44,6 @@ OF_VARIABLES = (
     "update_norm",
     "weight_norm",
 )
-
-# What costs more than a norm is measured at the first steps, when most goes wrong, and
-# then at every tenth step. The update of a weight takes a copy of the weights, which
-# at every step costs 6 to 19 percent of the training time.
-EVERY = 10
-
-# A unit is silent if it had no gradient at any measured step of the last so many.
-SILENT_STEPS = 50
 
 # A norm below this may lack squares that are too small for float32.
 _UNDERFLOW = 1e-18
@@ -94,7 +87,7 @@ class StepRecorder:
         self._clips = bool(self._wrappers) or _changes_gradients(self._plain)
         # How many steps an update takes; as many hold one, wherever they begin.
         self._span = math.prod(_steps_accumulated(o) for o in chain)
-        self._period = self._span * math.ceil(max(EVERY / self._span, 2))
+        self._period = self._span * math.ceil(max(_schedule.EVERY / self._span, 2))
         # By thread, as the replicas of a strategy trace the step.
         self._losses: dict[int, tf.Tensor] = {}
         self._steps: dict[int, tf.Tensor] = {}
@@ -272,7 +265,9 @@ class StepRecorder:
                 self._copy_gradients(gradients, columns)
                 return nothing()
 
-            is_measured = _is_due(step) | ~tf.reduce_all(tf.math.is_finite(norms))
+            is_measured = _schedule.is_due(step) | ~tf.reduce_all(
+                tf.math.is_finite(norms)
+            )
             tf.cond(is_measured, record, nothing)
             # Its squares underflow, but a norm is at least the largest entry.
             return _without_nan(tf.maximum(norms, tf.cast(largest, tf.float32)))
@@ -280,7 +275,7 @@ class StepRecorder:
         usual = tf.clip_by_value(norms, _UNDERFLOW, tf.float32.max)
         is_odd = tf.reduce_any(tf.not_equal(norms, usual))  # as a NaN is
         norms = sometimes(
-            _is_due(step) | is_odd, look_closer, norms, self._is_on_one_cpu
+            _schedule.is_due(step) | is_odd, look_closer, norms, self._is_on_one_cpu
         )
         self._of_variables.write(step, norm=self._in_columns(norms, columns))
 
@@ -330,7 +325,7 @@ class StepRecorder:
         )
         last_heard = tf.where(heard, step, self._last_heard)
         self._last_heard.assign(last_heard)
-        silent = tf.cast(last_heard <= tf.maximum(step - SILENT_STEPS, -1), tf.float32)
+        silent = tf.cast(_schedule.is_long_ago(last_heard, step), tf.float32)
         count = len(self._biases)
         return tf.math.unsorted_segment_mean(silent, self._bias_of_unit, count)
 
@@ -373,11 +368,14 @@ class StepRecorder:
         record_layers = self._layers.seen(step)
 
         def measure() -> tf.Tensor:
-            tf.cond(_is_due(step), record_layers, nothing)
+            tf.cond(_schedule.is_due(step), record_layers, nothing)
             tf.cond(self._is_before(step), self._copy_weights, nothing)
             tf.cond(self._is_after(step), lambda: self._compare_weights(step), nothing)
-            soon = step + tf.range(1, self._period + 1, dtype=tf.int64)
-            is_next = _is_due(soon) | self._is_before(soon) | self._is_after(soon)
+            most = _schedule.RARER * self._period
+            soon = step + tf.range(1, most + 1, dtype=tf.int64)
+            is_next = (
+                _schedule.is_due(soon) | self._is_before(soon) | self._is_after(soon)
+            )
             self._next_look.assign(soon[tf.argmax(tf.cast(is_next, tf.int32))])
             return nothing()
 
@@ -386,10 +384,10 @@ class StepRecorder:
         sometimes(is_due, measure, nothing(), self._is_on_one_cpu)
 
     def _is_before(self, step: tf.Tensor) -> tf.Tensor:
-        return tf.equal(step % self._period, 0)
+        return tf.equal(step % _schedule.every(step, self._period), 0)
 
     def _is_after(self, step: tf.Tensor) -> tf.Tensor:
-        return tf.equal(step % self._period, self._span)
+        return tf.equal(step % _schedule.every(step, self._period), self._span)
 
     def _copy_weights(self) -> tf.Tensor:
         if self._shared:
@@ -441,7 +439,9 @@ class StepRecorder:
             `LayerRecorder` records of the layers.
         """
         step = int(self._step.numpy())
-        if step % self._period == self._span:  # the next step would measure it
+        if self._is_after(
+            tf.constant(step, tf.int64)
+        ):  # the next step would measure it
             self._compare_weights(self._step.read_value())
         # A ring that was overrun has lost its oldest rows; they read as unknown.
         lost = max(step - self._drained - self.capacity, 0)
@@ -469,11 +469,6 @@ def _without_nan(values: tf.Tensor) -> tf.Tensor:
     """Infinity for all that is not a number; a NaN in a ring means "not measured"."""
     values = tf.cast(values, tf.float32)
     return tf.where(tf.math.is_nan(values), np.float32(np.inf), values)
-
-
-def _is_due(step: tf.Tensor) -> tf.Tensor:
-    """Whether a step is measured in detail."""
-    return (step < EVERY) | (step % EVERY == 0)
 
 
 def _present(

@@ -72,7 +72,7 @@ _CAPTIONS: dict[_plots.Draw, str] = {
     "not active, for a while. Dashed: the fraction of outputs on which the "
     "activation is flat.",
     _plots.draw_updates: "How much a step changes the weights, against their size, at "
-    "every tenth step. About a thousandth is usual.",
+    "every tenth step, later every fiftieth. About a thousandth is usual.",
     _plots.draw_loss: "The loss of each step's batch. The thick line is the running "
     "median.",
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfdeep._core._architecture import LayerInfo
 
-# One number a step; everything else is measured at the first steps and every tenth.
+# One number a step; everything else is measured more rarely.
 _EACH_STEP = ("loss", "norm", "clipped_norm")
 
 _MEMORY = 4_000_000  # bytes for each of the two tables

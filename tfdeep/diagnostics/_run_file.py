@@ -38,7 +38,7 @@ _FORMAT = 1
 _HEADER = b'{"run"'  # what a header's line begins with
 
 # How many steps are written in full; from there on, each doubling of the step count
-# adds as many again. What is measured at every tenth step only has a count of its own.
+# adds as many again. What is measured in detail has a count of its own.
 # A net of many weights has fewer, so that its files grow less than its weights do.
 DENSE_STEPS, DENSE_MEASURED = 512, 128
 _FEWEST_DENSE, _MANY_WEIGHTS = 64, 50

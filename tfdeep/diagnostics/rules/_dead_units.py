@@ -16,7 +16,7 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 @dataclasses.dataclass(frozen=True)
 class DeadUnits(Rule):
-    """Most units of a layer were not active at any measured step of the last fifty.
+    """Most units of a layer were not active at the last five measured steps.
 
     Of ReLU and its kin. Without `GradientMonitor(activations=True)` a unit counts as
     dead if its bias had no gradient in that time, as long as layers above have one.

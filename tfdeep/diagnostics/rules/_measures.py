@@ -61,17 +61,15 @@ def horizon(recording: Recording) -> int:
 @_once
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
-    return _places(recording.steps, horizon(recording), steps)
+    end = horizon(recording)
+    return np.arange(*np.searchsorted(recording.steps, [end - steps, end]))
 
 
 @_once
-def measured_lately(recording: Recording, steps: int) -> np.ndarray:
-    """The same among the rows that were measured in detail."""
-    return _places(recording.measured_steps, horizon(recording), steps)
-
-
-def _places(kept: np.ndarray, end: int, steps: int) -> np.ndarray:
-    return np.arange(*np.searchsorted(kept, [end - steps, end]))
+def measured_lately(recording: Recording, count: int = 3) -> np.ndarray:
+    """The places of the last so many rows that were measured in detail."""
+    end = np.searchsorted(recording.measured_steps, horizon(recording))
+    return np.arange(max(end - count, 0), end)
 
 
 def since(recording: Recording, steps: int = 10) -> int:

@@ -58,13 +58,20 @@ class RankCollapse(Rule):
         if "effective_rank" not in recording:
             return
         ranks = recording["effective_rank"]
-        recent = _measures.measured_lately(recording, 30)[-3:]
+        recent = _measures.measured_lately(recording)
         typical = np.array(
             [_measures.median(ranks[recent, i]) for i in range(len(recording.layers))]
         )
+        is_measured = ~np.isnan(recording["output_mean"][recent]).all(axis=0)
         highest = 0.0
+        behind_zeros: set[str] = set()
         for i, layer in enumerate(recording.layers):
             now = typical[i]
+            if np.isnan(now) and is_measured[i]:
+                behind_zeros.add(layer.path)  # its outputs are zero
+            if layer.inputs and behind_zeros.issuperset(layer.inputs):
+                behind_zeros.add(layer.path)
+                continue  # what has nothing to differ by is not to blame
             if np.isnan(now):
                 continue
             behind = [

@@ -48,7 +48,7 @@ class SaturatedUnits(Rule):
         yield from _silenced(recording)
         if "flat_fraction" not in recording:
             return
-        recent = _measures.measured_lately(recording, 30)[-3:]
+        recent = _measures.measured_lately(recording)
         flat = recording["flat_fraction"]
         for i, layer in enumerate(recording.layers):
             if layer.activation not in _measures.BOUNDED:
