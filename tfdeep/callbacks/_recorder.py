@@ -439,10 +439,10 @@ class StepRecorder:
             `LayerRecorder` records of the layers.
         """
         step = int(self._step.numpy())
-        if self._is_after(
-            tf.constant(step, tf.int64)
-        ):  # the next step would measure it
-            self._compare_weights(self._step.read_value())
+        if step % self._period == self._span:
+            here = self._step.read_value()
+            if self._is_after(here):  # the next step would measure it
+                self._compare_weights(here)
         # A ring that was overrun has lost its oldest rows; they read as unknown.
         lost = max(step - self._drained - self.capacity, 0)
         places = np.arange(self._drained + lost, step) % self.capacity
