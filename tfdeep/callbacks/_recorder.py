@@ -90,7 +90,7 @@ class StepRecorder:
         self._period = self._span * math.ceil(max(_schedule.EVERY / self._span, 2))
         # By thread, as the replicas of a strategy trace the step.
         self._losses: dict[int, tf.Tensor] = {}
-        self._steps: dict[int, tf.Tensor] = {}
+        self._now: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
         self._drained = 0
         self.is_ready = False
 
@@ -114,7 +114,10 @@ class StepRecorder:
         self._bias_of_unit = np.repeat(np.arange(len(bias_sizes)), bias_sizes)
         self._last_heard = local_variable(tf.fill([sum(bias_sizes)], np.int64(-1)))
         self._step = local_variable(tf.zeros([], tf.int64))
-        # The number of the next step at which the layers or the weights are due.
+        # The number of the next step that is measured in detail, and of the next one
+        # at which the layers or the weights are due: a comparison at each step, and not
+        # a dozen operations.
+        self._next_due = local_variable(tf.zeros([], tf.int64))
         self._next_look = local_variable(tf.zeros([], tf.int64))
         self._loss = Ring(self.capacity, ("loss",), 1, across=np.mean)
         written = [n for n in OF_VARIABLES if self._clips or n != "clipped_norm"]
@@ -179,22 +182,29 @@ class StepRecorder:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
             self.prepare()
             step = self._step.read_value()
+            is_due = step >= self._next_due
             self._record_loss(step)
             self._measure(step)
-            self._steps[threading.get_ident()] = step
+            self._now[threading.get_ident()] = step, is_due
             try:
                 result = apply(grads, trainable_variables)
             finally:
-                del self._steps[threading.get_ident()]
+                del self._now[threading.get_ident()]
             self._step.assign_add(1)
             return result
 
         return counted
 
-    def _this_step(self) -> tf.Tensor:
-        """The number of the step; read once, but by each thread of a strategy."""
-        step = self._steps.get(threading.get_ident())
-        return self._step.read_value() if step is None else step
+    def _this_step(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The number of the step, and whether it is measured in detail.
+
+        Both are read once, but by each thread of a strategy.
+        """
+        now = self._now.get(threading.get_ident())
+        if now is None:
+            step = self._step.read_value()
+            now = step, _schedule.is_due(step)
+        return now
 
     def _record_loss(self, step: tf.Tensor) -> None:
         loss = self._losses.pop(threading.get_ident(), None)
@@ -253,7 +263,7 @@ class StepRecorder:
         gradients, columns = self._selected(gradients, variables)
         if not columns:
             return
-        step = self._this_step()
+        step, is_due = self._this_step()
         grouped = _gradients.Grouped(gradients)
         norms = tf.cast(_gradients.l2_norms(grouped), tf.float32)
 
@@ -265,18 +275,14 @@ class StepRecorder:
                 self._copy_gradients(gradients, columns)
                 return nothing()
 
-            is_measured = _schedule.is_due(step) | ~tf.reduce_all(
-                tf.math.is_finite(norms)
-            )
+            is_measured = is_due | ~tf.reduce_all(tf.math.is_finite(norms))
             tf.cond(is_measured, record, nothing)
             # Its squares underflow, but a norm is at least the largest entry.
             return _without_nan(tf.maximum(norms, tf.cast(largest, tf.float32)))
 
         usual = tf.clip_by_value(norms, _UNDERFLOW, tf.float32.max)
         is_odd = tf.reduce_any(tf.not_equal(norms, usual))  # as a NaN is
-        norms = sometimes(
-            _schedule.is_due(step) | is_odd, look_closer, norms, self._is_on_one_cpu
-        )
+        norms = sometimes(is_due | is_odd, look_closer, norms, self._is_on_one_cpu)
         self._of_variables.write(step, norm=self._in_columns(norms, columns))
 
     def _record_details(
@@ -337,7 +343,8 @@ class StepRecorder:
             return
         norms = _without_nan(_gradients.l2_norms(gradients))
         row = self._in_columns(norms, columns)
-        self._of_variables.write(self._this_step(), clipped_norm=row)
+        step, _ = self._this_step()
+        self._of_variables.write(step, clipped_norm=row)
 
     def _selected(
         self, gradients: list[Gradient], variables: list[Any]
@@ -373,15 +380,14 @@ class StepRecorder:
             tf.cond(self._is_after(step), lambda: self._compare_weights(step), nothing)
             most = _schedule.RARER * self._period
             soon = step + tf.range(1, most + 1, dtype=tf.int64)
-            is_next = (
-                _schedule.is_due(soon) | self._is_before(soon) | self._is_after(soon)
-            )
-            self._next_look.assign(soon[tf.argmax(tf.cast(is_next, tf.int32))])
+            is_due = _schedule.is_due(soon)
+            is_looked_at = is_due | self._is_before(soon) | self._is_after(soon)
+            self._next_due.assign(_first(soon, is_due))
+            self._next_look.assign(_first(soon, is_looked_at))
             return nothing()
 
-        # One comparison at each step, and not a dozen operations.
-        is_due = step >= self._next_look
-        sometimes(is_due, measure, nothing(), self._is_on_one_cpu)
+        is_looked_at = step >= self._next_look
+        sometimes(is_looked_at, measure, nothing(), self._is_on_one_cpu)
 
     def _is_before(self, step: tf.Tensor) -> tf.Tensor:
         return tf.equal(step % _schedule.every(step, self._period), 0)
@@ -463,6 +469,11 @@ class StepRecorder:
             )
             for name, values in recorded.items()
         }
+
+
+def _first(steps: tf.Tensor, condition: tf.Tensor) -> tf.Tensor:
+    """The first of the steps at which a condition holds."""
+    return steps[tf.argmax(tf.cast(condition, tf.int32))]
 
 
 def _without_nan(values: tf.Tensor) -> tf.Tensor:

@@ -95,7 +95,8 @@ def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
 @_once
 def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether it had a gradient, be it zero, in the last steps."""
-    return ~np.isnan(recording["norm"][lately(recording, steps)]).all(axis=0)
+    known = ~np.isnan(recording["norm"][lately(recording, steps)])
+    return np.asarray(known.any(axis=0))
 
 
 @_once
@@ -103,7 +104,7 @@ def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether its gradient was there, and exactly zero."""
     norm = recording["norm"][lately(recording, steps)]
     none = (np.isnan(norm) | (norm == 0)).all(axis=0)
-    return none & with_gradient(recording, steps)
+    return np.asarray(none & with_gradient(recording, steps))
 
 
 @_once
