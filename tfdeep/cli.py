@@ -355,13 +355,20 @@ def _add_report(commands: Any) -> None:
         type=pathlib.Path,
         help="the page (default: LOGDIR/report.html)",
     )
+    report.add_argument(
+        "--run",
+        metavar="N",
+        type=int,
+        dest="number",
+        help="which of the fits into LOGDIR, 1 for the first (default: the last)",
+    )
     report.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> int:
     from tfdeep.diagnostics._html_report import write_html_report
 
-    print(write_html_report(options.log_dir, options.output))
+    print(write_html_report(options.log_dir, options.output, options.number))
     return DONE
 
 

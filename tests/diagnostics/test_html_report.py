@@ -226,6 +226,18 @@ class TestTheCommand:
         assert not (tmp_path / "report.html").exists()
         assert capsys.readouterr().out == f"{output}\n"
 
+    def test_it_shows_an_earlier_run(self, tmp_path, capsys):
+        write(tmp_path, steps=4)
+        write(tmp_path, steps=2)
+        assert cli.main(["report", str(tmp_path), "--run", "1"]) == 0
+        path = tmp_path / "report_1.html"
+        assert capsys.readouterr().out == f"{path}\n"
+        page = path.read_text()
+        assert "4 steps" in page
+        assert "This is run 1 of 2 in the file; <code>run</code> chooses" in page
+        assert cli.main(["report", str(tmp_path), "--run", "3"]) == cli.FAILED
+        assert "holds 2 runs" in capsys.readouterr().err
+
     @pytest.mark.parametrize("content", [None, "words\n"])
     def test_bad_input_is_said_in_one_message(self, tmp_path, capsys, content):
         if content is not None:

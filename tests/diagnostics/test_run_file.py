@@ -89,13 +89,50 @@ def test_left_out_steps_keep_their_numbers(tmp_path):
     assert recording.total_steps == 10
 
 
-def test_the_last_of_several_runs_counts(tmp_path):
-    write(tmp_path, rows(4))
-    write(tmp_path, rows(2))
-    run = read_run(tmp_path)
-    assert run.recording.total_steps == 2
-    assert run.runs == 2
-    assert run.notes == ("The file holds 2 runs; this is the last.",)
+class TestSeveralRuns:
+    def test_the_last_is_read(self, tmp_path):
+        write(tmp_path, rows(4))
+        write(tmp_path, rows(2))
+        run = read_run(tmp_path)
+        assert run.recording.total_steps == 2
+        assert run.runs == 2
+        assert run.notes == ("This is run 2 of 2 in the file; `run` chooses another.",)
+
+    def test_each_is_found_by_its_number(self, tmp_path):
+        for count in (4, 2, 3):
+            write(tmp_path, rows(count))
+        runs = [read_run(tmp_path, run=number) for number in (1, 2, 3)]
+        assert [run.recording.total_steps for run in runs] == [4, 2, 3]
+        assert [run.findings for run in runs] == [(FINDING,)] * 3
+        assert "run 1 of 3" in runs[0].notes[0]
+
+    def test_one_that_was_killed_says_so(self, tmp_path):
+        path = write(tmp_path, rows(4), end=False)
+        path.write_bytes(path.read_bytes()[:-20])
+        write(tmp_path)
+        run = read_run(tmp_path, run=1)
+        assert len(run.recording.steps) == 4
+        assert run.findings == ()
+        assert run.notes[1:] == (
+            "The last line is cut short: the program ended while writing it.",
+            "The fit did not come to its end.",
+        )
+
+    def test_one_of_which_only_half_a_header_was_written(self, tmp_path):
+        path = write(tmp_path)
+        with path.open("a") as file:
+            file.write('{"run":1,"tfd')
+        write(tmp_path, rows(2))
+        assert read_run(tmp_path).recording.total_steps == 2
+        with pytest.raises(CorruptFileError, match="line 8"):
+            read_run(tmp_path, run=2)
+
+    @pytest.mark.parametrize("number", [0, 3, -1, True, 1.0, "1"])
+    def test_no_such_run(self, tmp_path, number):
+        write(tmp_path)
+        write(tmp_path)
+        with pytest.raises(InvalidArgumentError, match="holds 2 runs"):
+            read_run(tmp_path, run=number)
 
 
 class TestACrash:

@@ -79,21 +79,27 @@ _CAPTIONS: dict[_plots.Draw, str] = {
 
 
 def write_html_report(
-    log_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    log_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    run: int | None = None,
 ) -> pathlib.Path:
     """Writes what a monitor recorded as a page to read: findings, figures, a table.
 
     The page is one file, without scripts, and loads nothing from elsewhere.
 
     Args:
-        log_dir: The `log_dir` of a `GradientMonitor`; its last run is shown.
-        output: The file to write. None writes `report.html` into `log_dir`.
+        log_dir: The `log_dir` of a `GradientMonitor`.
+        output: The file to write. None writes `report.html` into `log_dir`, or
+            `report_1.html` where `run=1` is given.
+        run: Integer > 0. Which of the fits into this directory, 1 for the first. None
+            shows the last.
 
     Returns:
         The path of the page.
 
     Raises:
-        InvalidArgumentError: If there is no monitored run in `log_dir`.
+        InvalidArgumentError: If there is no monitored run, or no such run, in
+            `log_dir`.
         UnknownFormatError: If a newer version of tfdeep wrote it.
         CorruptFileError: If the file of the run is damaged.
 
@@ -108,9 +114,10 @@ def write_html_report(
     >>> page.name
     'report.html'
     """
-    run = read_run(log_dir)
-    path = run.path.with_name("report.html") if output is None else pathlib.Path(output)
-    page = render_html(run)
+    found = read_run(log_dir, run)
+    name = "report.html" if run is None else f"report_{run}.html"
+    path = found.path.with_name(name) if output is None else pathlib.Path(output)
+    page = render_html(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
@@ -123,7 +130,7 @@ def render_html(run: Run) -> str:
     parts = [
         f"<h1>Training run {_text(name)}</h1>",
         f'<p class="soft">{_text(_summary(run))}</p>',
-        *(f'<p class="soft">{_text(note)}</p>' for note in run.notes),
+        *(f'<p class="soft">{_with_code(note)}</p>' for note in run.notes),
         "<h2>Findings</h2>",
         *_findings(run),
         "<h2>Figures</h2>",

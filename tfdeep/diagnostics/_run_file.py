@@ -29,6 +29,7 @@ import numpy as np
 
 from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._records import counted
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
@@ -205,7 +206,7 @@ class Run:
         findings: What the rules found, in the order in which they did.
         telemetry: What each optimizer wrapper did, as `Telemetry.to_dict` gives it;
             and its `summary`, the same in words.
-        runs: How many runs the file holds; this one is the last.
+        runs: How many runs the file holds.
         is_complete: Whether the fit came to its end.
         notes: What is worth knowing about the file, in words.
         tfdeep_version: The version of tfdeep that wrote it.
@@ -221,17 +222,19 @@ class Run:
     tfdeep_version: str = ""
 
 
-def read_run(log_dir: str | os.PathLike[str]) -> Run:
-    """Reads the last run that a `GradientMonitor(log_dir)` wrote.
+def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
+    """Reads a run that a `GradientMonitor(log_dir)` wrote.
 
     Args:
         log_dir: The monitor's `log_dir`.
+        run: Integer > 0. Which of the fits into this directory, 1 for the first. None
+            reads the last.
 
     Returns:
         A `Run`.
 
     Raises:
-        InvalidArgumentError: If there is no such directory, or no run in it.
+        InvalidArgumentError: If there is no such directory, or no such run in it.
         UnknownFormatError: If the file is not one that a monitor wrote, or a newer
             version of tfdeep did.
         CorruptFileError: If a line in the middle of the file is damaged.
@@ -249,13 +252,10 @@ def read_run(log_dir: str | os.PathLike[str]) -> Run:
     """
     path = _found(pathlib.Path(log_dir))
     lines = path.read_bytes().splitlines(keepends=True)
-    starts = [i for i, line in enumerate(lines) if line.startswith(_HEADER)]
-    notes = []
-    cut = bool(lines) and not lines[-1].endswith(b"\n")
-    if cut and not _is_json(lines[-1]):
-        notes.append("The last line is cut short: the program ended while writing it.")
+    is_cut = bool(lines) and not lines[-1].endswith(b"\n") and not _is_json(lines[-1])
+    if is_cut:
         lines.pop()
-        starts = [start for start in starts if start < len(lines)]
+    starts = [i for i, line in enumerate(lines) if line.startswith(_HEADER)]
     if not starts:
         raise UnknownFormatError(
             explain(
@@ -265,12 +265,41 @@ def read_run(log_dir: str | os.PathLike[str]) -> Run:
                 fix="give the `log_dir` of a monitor whose fit has begun",
             )
         )
+    number = len(starts) if run is None else _checked_run(run, len(starts), path)
+    start = starts[number - 1]
+    if number < len(starts):
+        lines = lines[: starts[number]]
+        # The run behind it has ended a line that was cut short.
+        is_cut = len(lines) > start + 1 and not _is_json(lines[-1])
+        if is_cut:
+            lines.pop()
+    found = _Reader(path).read(lines, start)
+    notes = []
     if len(starts) > 1:
-        notes.insert(0, f"The file holds {len(starts)} runs; this is the last.")
-    run = _Reader(path).read(lines, starts[-1])
-    if not run.is_complete:
-        notes.append("The fit is still running, or did not come to its end.")
-    return dataclasses.replace(run, runs=len(starts), notes=tuple(notes))
+        notes.append(
+            f"This is run {number} of {len(starts)} in the file; `run` chooses another."
+        )
+    if is_cut:
+        notes.append("The last line is cut short: the program ended while writing it.")
+    if not found.is_complete:
+        is_over = number < len(starts)
+        still = "" if is_over else "is still running, or "
+        notes.append(f"The fit {still}did not come to its end.")
+    return dataclasses.replace(found, runs=len(starts), notes=tuple(notes))
+
+
+def _checked_run(run: Any, runs: int, path: pathlib.Path) -> int:
+    is_whole = isinstance(run, (int, np.integer)) and not isinstance(run, bool)
+    if is_whole and 1 <= run <= runs:
+        return int(run)
+    raise InvalidArgumentError(
+        explain(
+            "There is no such run in the file.",
+            received=f"run={run!r}; {os.fspath(path)!r} holds {counted(runs, 'run')}",
+            expected="a whole number, 1 for the first run, or None for the last",
+            fix="leave `run` out to read the last",
+        )
+    )
 
 
 def _found(path: pathlib.Path) -> pathlib.Path:
