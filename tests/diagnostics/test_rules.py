@@ -32,7 +32,7 @@ class Run:
                 gain=1.4,
                 is_untouched=True,
                 inputs=(self.names[i - 1],) if i else (),
-                is_in_graph=True,
+                inputs_add_up=True,
                 **facts,
             )
             for i, name in enumerate(self.names)
@@ -144,6 +144,12 @@ def test_one_sudden_drop_is_told_from_a_steady_one():
 def test_exploding_toward_the_input():
     run = Run().set("norm", [0, 1], 1e5)
     assert ("exploding_gradient", "hidden1") in run.kinds()
+
+
+def test_a_branch_of_small_weight_in_the_loss_makes_no_other_explode():
+    run = Run().layer("hidden3", inputs=("hidden1",))
+    run.layer("outputs", inputs=("hidden1",))
+    assert run.set("norm", [6, 7], 1e-4).kinds() == set()
 
 
 def test_exploding_from_step_to_step_with_the_loss():
@@ -310,6 +316,14 @@ class TestPoorInitialization:
         for name in Run.names:
             run.layer(name, gain=10.0, kind="GroupNormalization")
         assert run.kinds() == set()
+
+    def test_behind_a_product_the_scale_is_not_known(self):
+        run = Run("sigmoid")
+        for name in Run.names:
+            run.layer(name, activation="relu", gain=4.0)
+        run.layer("hidden3", activation="sigmoid", gain=1.0)
+        assert run.kinds() == {("poor_initialization", "hidden3")}
+        assert run.layer("hidden3", inputs_add_up=False).kinds() == set()
 
     def test_zero_weights_that_learn_are_a_way_to_start(self):
         assert Run().layer("outputs", gain=0.0).kinds() == set()

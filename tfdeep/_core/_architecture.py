@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,8 +45,9 @@ class LayerInfo:
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
         inputs: Paths of the listed layers right before it; empty if it stands first.
-        is_in_graph: Whether `inputs` is known from the model's graph; else it is the
-            layer before in the order of the model's attributes.
+        inputs_add_up: Whether the model's graph tells that nothing but sums, joins,
+            reshaping, pooling and dropout stands between `inputs` and it. Without a
+            graph `inputs` is the layer before in the order of the model's attributes.
         frozen_too_late: Whether it was frozen after the train step that Keras keeps
             was made, which goes on training it.
     """
@@ -65,7 +67,7 @@ class LayerInfo:
     is_untouched: bool = False
     is_symmetric: bool = False
     inputs: tuple[str, ...] = ()
-    is_in_graph: bool = False
+    inputs_add_up: bool = False
     frozen_too_late: bool = False
 
     @property
@@ -143,12 +145,12 @@ def describe(model: Any) -> tuple[LayerInfo, ...]:
             path = path.rpartition("/")[0]
         if path:
             owned[path].append(variable)
-    inputs, in_graph = _inputs(model, layers)
+    inputs, add_up = _inputs(model, layers)
     return tuple(
         dataclasses.replace(
             _described(path, layer, owned[path]),
             inputs=inputs[path],
-            is_in_graph=path in in_graph,
+            inputs_add_up=path in add_up,
         )
         for path, layer in layers.items()
     )
@@ -210,49 +212,82 @@ def _facts(kernel: _paths.ModelVariable) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a tensor comes from: the last listed layers, and what is behind them."""
+
+    layers: tuple[str, ...] = ()
+    adds_up: bool = True
+
+
+def _joined(sources: Iterable[_Source]) -> _Source:
+    sources = list(sources)
+    paths = dict.fromkeys(path for source in sources for path in source.layers)
+    return _Source(tuple(paths), all(source.adds_up for source in sources))
+
+
 def _inputs(
     model: Any, layers: dict[str, Any]
 ) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    """The listed layers right before each; and the layers where a graph tells it."""
+    """The listed layers right before each; and the layers whose inputs add up."""
     paths = {id(layer): path for path, layer in layers.items()}
     before: dict[str, tuple[str, ...]] = {}
-    in_graph: set[str] = set()
+    add_up: set[str] = set()
     last: tuple[str, ...] = ()
     for path in layers:  # without a graph: one after the other
         before[path] = last
         last = (path,)
 
-    def first(items: Iterable[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(items))
+    def enter(names: list[str], source: _Source) -> None:
+        before.update(dict.fromkeys(names, source.layers))
+        if source.adds_up:
+            add_up.update(names)
+        else:
+            add_up.difference_update(names)  # of a layer that is called again
 
-    def walk(graph: Any, entering: tuple[str, ...]) -> tuple[str, ...]:
-        """Follows one Functional model; returns the layers that make its outputs."""
-        sources: dict[int, tuple[str, ...]] = {id(t): entering for t in graph.inputs}
+    def walk(graph: Any, entering: _Source) -> _Source:
+        """Follows one Functional model; returns what makes its outputs."""
+        sources = {id(tensor): entering for tensor in graph.inputs}
         for node in _graph.graph_nodes(graph):
             operation = node.operation
-            into = first(
-                path for t in node.input_tensors for path in sources.get(id(t), ())
-            )
+            into = _joined(sources.get(id(t), _Source()) for t in node.input_tensors)
             if _graph.is_graph(operation):
                 into = walk(operation, into)
             elif id(operation) in paths:
-                before[paths[id(operation)]] = into
-                in_graph.add(paths[id(operation)])
-                into = (paths[id(operation)],)
+                enter([paths[id(operation)]], into)
+                into = _Source((paths[id(operation)],))
             elif inside := [p for i, p in paths.items() if i in _inside(operation)]:
                 if isinstance(operation, keras.layers.MultiHeadAttention):
-                    before.update(dict.fromkeys(inside[:-1], into))
-                    in_graph.update(inside)
+                    enter(inside[:-1], into)
+                    add_up.add(inside[-1])  # it averages the values
                 else:  # a layer of layers: in order
-                    before[inside[0]] = into
-                into = (inside[-1],)
+                    before[inside[0]] = into.layers
+                into = _Source((inside[-1],))
+            elif not _only_adds_up(operation):
+                into = dataclasses.replace(into, adds_up=False)
             for tensor in node.output_tensors:
                 sources[id(tensor)] = into
-        return first(p for t in graph.outputs for p in sources.get(id(t), ()))
+        return _joined(sources.get(id(t), _Source()) for t in graph.outputs)
 
     if _graph.is_graph(model):
-        walk(model, ())
-    return before, in_graph
+        walk(model, _Source())
+    return before, add_up
+
+
+# Keras' own layers and operations that leave a signal at about its scale.
+_ADDS_UP = re.compile(
+    r"Add|Subtract|Average|Concatenate|Stack|Mean|Max|GetItem|Cast|Identity|Masking"
+    r"|InputLayer|Flatten|Reshape|Permute|Transpose|Squeeze|ExpandDims|RepeatVector"
+    r"|(Cropping|ZeroPadding|UpSampling|(Global)?(Max|Average)Pooling)[123]D|Resizing"
+    r"|\w*Dropout(1D|2D|3D)?|GaussianNoise|ActivityRegularization|Random\w+"
+    r"|Relu|Gelu|Silu"
+)
+
+
+def _only_adds_up(operation: Any) -> bool:
+    kind = type(operation)
+    is_own = kind.__module__.startswith("keras.")
+    return is_own and _ADDS_UP.fullmatch(kind.__name__) is not None
 
 
 def _inside(operation: Any) -> set[int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
+from tfdeep._core._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -19,7 +20,7 @@ class ExplodingGradient(Rule):
 
     Three comparisons, any of which suffices:
 
-    * with the layers above: `||gradient|| * ||weight||` grows toward the input;
+    * with the layers behind it: `||gradient|| * ||weight||` grows toward the input;
     * with the loss, in a net that starts from its initializers: a relative change of
       the weights changes the loss by far more than the loss is;
     * with its own past: the norm has grown, and the loss with it.
@@ -28,8 +29,8 @@ class ExplodingGradient(Rule):
     the remedy is in place.
 
     Args:
-        ratio: `s` of the layers below over `s` of those above. Healthy nets of the
-            gym stay below 10.
+        ratio: `s` of a layer over that of those behind it. Healthy nets of the gym
+            stay below 10.
         sensitivity: `||gradient|| * ||weight|| / |loss|`. Healthy nets of the gym
             start with 0.1 to 40.
         growth: Norm over the median norm of the first steps.
@@ -45,9 +46,9 @@ class ExplodingGradient(Rule):
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         size, layers = _measures.sensitivities(recording)
-        columns = [recording.variables.index(layer.kernel or "") for layer in layers]
         if not layers:
             return
+        columns = [recording.variables.index(layer.kernel or "") for layer in layers]
         loss = np.abs(_measures.loss(recording))
         scale = _measures.largest(np.append(loss[:10], _measures.median(loss)))
         recent = _measures.lately(recording, 10)
@@ -58,16 +59,19 @@ class ExplodingGradient(Rule):
         start = _measures.median(recording["norm"][:5, columns], axis=0)
         peak = _measures.largest(norm, axis=0)
         has_grown = _grown(loss)
+        least = size[size > 0].min(initial=np.inf)
         # Where a fit begins near the minimum, any gradient is large beside the loss.
         from_start = _measures.is_untouched(recording)
         for i, layer in enumerate(layers):
             if tamed[i] or np.isnan(size[i]):
                 continue
-            above = np.nan_to_num(size[i + 1 :]).max(initial=0)
-            if 0 < above * self.ratio < size[i]:
+            behind = 0.0
+            if size[i] > self.ratio * least:
+                behind = _largest_behind(recording, layer, layers, size)
+            if 0 < behind * self.ratio < size[i]:
                 evidence = (
-                    f"gradient {_measures.times(size[i] / above)} larger than any "
-                    "above it, for weights of the same size"
+                    f"gradient {_measures.times(size[i] / behind)} larger than any "
+                    "behind it, for weights of the same size"
                 )
             elif from_start and size[i] > self.sensitivity * scale > 0:
                 evidence = (
@@ -89,6 +93,15 @@ class ExplodingGradient(Rule):
                 evidence,
                 _remedy(recording, layer),
             )
+
+
+def _largest_behind(
+    recording: Recording, layer: LayerInfo, layers: Sequence[LayerInfo], size: Any
+) -> float:
+    """The largest of what the layer's output goes through; other branches differ."""
+    reached = _measures.reached(recording)[layer.path]
+    behind = size[[other.path in reached for other in layers]]
+    return float(np.nan_to_num(behind).max(initial=0))
 
 
 def _grown(loss: np.ndarray) -> bool:

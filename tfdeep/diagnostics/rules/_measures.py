@@ -214,6 +214,16 @@ def is_untouched(recording: Recording) -> bool:
     return not touched or len(touched) <= len(with_bias) // 4
 
 
+@_once
+def reached(recording: Recording) -> dict[str, set[str]]:
+    """The layers behind each layer, through which its output reaches the loss."""
+    behind: dict[str, set[str]] = {layer.path: set() for layer in recording.layers}
+    for layer in reversed(recording.layers):
+        for path in layer.inputs:
+            behind.setdefault(path, set()).update({layer.path}, behind[layer.path])
+    return behind
+
+
 def followers(recording: Recording, path: str) -> list[LayerInfo]:
     """The layers right behind a layer."""
     return [layer for layer in recording.layers if path in layer.inputs]

@@ -35,7 +35,8 @@ class PoorInitialization(Rule):
 
     The scale of a layer's output is that of its input times `sqrt(fan_in) *
     rms(kernel)` times what its activation keeps. It is followed through the graph:
-    sums add squares, normalization starts anew at 1. With
+    sums add squares, normalization starts anew at 1, and so does what stands behind a
+    product or a function of one's own, which may do anything to the scale. With
     `GradientMonitor(activations=True)` the scale is the measured one of the first
     step. Only nets that start from their initializers are looked at.
 
@@ -131,6 +132,8 @@ def _scales(
     measured = _measured_scales(recording)
     for layer in recording.layers:
         is_known = not layer.has_own_rule and certain.issuperset(layer.inputs)
+        if layer.inputs and not layer.inputs_add_up:
+            is_known = False
         before[layer.path] = _entering(layer, after) * _gain(layer)
         after[layer.path] = _leaving(layer, before[layer.path])
         if measured is not None and not np.isnan(measured[layer.path]):
@@ -158,7 +161,7 @@ def _measured_scales(recording: Recording) -> dict[str, float] | None:
 
 
 def _entering(layer: LayerInfo, scale: dict[str, float]) -> float:
-    if not layer.inputs or not layer.is_in_graph:
+    if not layer.inputs or not layer.inputs_add_up:
         return 1.0
     parts = [scale.get(path, 1.0) for path in layer.inputs]
     return math.sqrt(sum(part * part for part in parts))
