@@ -473,7 +473,8 @@ class StepRecorder:
 
 def _first(steps: tf.Tensor, condition: tf.Tensor) -> tf.Tensor:
     """The first of the steps at which a condition holds."""
-    return steps[tf.argmax(tf.cast(condition, tf.int32))]
+    # XLA would compile an index anew for each of its values, that is at each step.
+    return tf.reduce_min(tf.where(condition, steps, steps.dtype.max))
 
 
 def _without_nan(values: tf.Tensor) -> tf.Tensor:
