@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import tfdeep
 
-log_dir, clips, steps_per_execution = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
+log_dir, clips = sys.argv[1], sys.argv[2] == "True"
 optimizer = keras.optimizers.Adam()
 if clips:
     optimizer = tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0)
 model = tfdeep.models.dnn((4,), [8], 2)
 loss = keras.losses.SparseCategoricalCrossentropy(True)
 model.compile(
-    optimizer, loss, jit_compile=True, steps_per_execution=steps_per_execution
+    optimizer, loss, jit_compile=True, steps_per_execution=int(sys.argv[3])
 )
 monitor = tfdeep.callbacks.GradientMonitor(log_dir, activations=clips, histograms=clips)
 x, y = np.random.normal(size=(24 * 8, 4)).astype("float32"), np.zeros(24 * 8)

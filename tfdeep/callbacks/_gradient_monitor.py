@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfdeep._core import _architecture, _keras_internals, _optimizers, _paths
 from tfdeep._core._architecture import LayerInfo
@@ -59,12 +61,14 @@ class GradientMonitor(keras.callbacks.Callback):
         log_dir: Directory for TensorBoard and for `tfdeep report`. Every step is
             written at first, then ever more sparsely, so that long runs stay readable.
             A second fit into the same directory goes to `fit_2` in it. None writes
-            nothing.
+            nothing. If it can be written to no more, as on a full disk, the monitor
+            warns and goes on without.
         include: A pattern or a list of patterns; the variables to record. None
             records every trainable variable.
         exclude: A pattern or a list of patterns; the variables to leave out.
-        flush_every: Integer > 0. How many steps are kept on the device before they
-            are read, in steps.
+        flush_every: Integer > 0. How many steps are kept on the device at most
+            before they are read, in steps. Where there are rules they are read for
+            these, too: every ten steps at first, then every hundred.
         activations: Whether to look at the outputs of the layers as well: their
             scale, units that are never active, saturation, rank. It costs more time.
         histograms: Whether to write histograms of the gradients to TensorBoard, each
@@ -79,10 +83,12 @@ class GradientMonitor(keras.callbacks.Callback):
             report.
 
     Raises:
-        InvalidArgumentError: If an argument cannot work as given.
+        InvalidArgumentError: If an argument cannot work as given; at the start of
+            `fit`, if `log_dir` cannot be written to.
         MissingDependencyError: If `log_dir` is given and tensorboard is not
             installed.
-        ModelError: At the start of `fit`, if the model has no optimizer.
+        ModelError: At the start of `fit`, if the model has no optimizer, or nothing to
+            train.
         SelectionError: At the start of `fit`, if a pattern selects no variable.
         SickLayerError: During `fit`, with `on_finding="raise"`.
 
@@ -116,11 +122,20 @@ class GradientMonitor(keras.callbacks.Callback):
         self.include = include
         self.exclude = exclude
         self.flush_every = _checked_flush_every(flush_every)
-        self.activations = bool(activations)
-        self.histograms = bool(histograms)
+        self.activations = _checked_flag("activations", activations)
+        self.histograms = _checked_flag("histograms", histograms)
+        if histograms and log_dir is None:
+            raise InvalidArgumentError(
+                explain(
+                    "`GradientMonitor` has no place for the histograms.",
+                    received="histograms=True, log_dir=None",
+                    expected="a `log_dir`, where TensorBoard finds them",
+                    fix='`GradientMonitor("logs", histograms=True)`',
+                )
+            )
         self.rules = _checked_rules(rules)
         self.on_finding = _checked_on_finding(on_finding)
-        self._writer = None if log_dir is None else RunWriter(log_dir)
+        self._writer = None if log_dir is None else RunWriter(_checked(log_dir))
         self._recorder: StepRecorder | None = None
         self._reset()
 
@@ -134,6 +149,8 @@ class GradientMonitor(keras.callbacks.Callback):
         self._next_examination = _next_examination(0)
         self._pending = 0
         self._batch_begin = 0
+        self._has_trained = False
+        self._can_write = self._writer is not None
         self._watched: WatchedTrainFunction | None = None
         self._wrappers: list[OptimizerWrapper] = []
 
@@ -245,9 +262,13 @@ class GradientMonitor(keras.callbacks.Callback):
             for optimizer in _optimizers.chain(model.optimizer)
             if isinstance(optimizer, OptimizerWrapper)
         ]
+        self._watch(self._chosen_variables)
+
+    def _watch(self, choose: Callable[[], list[keras.Variable]]) -> None:
+        model = self.model
         self._recorder = StepRecorder(
             model,
-            self._chosen_variables,
+            choose,
             lambda: _architecture.layers_of(model),
             # The rings are read every ten steps at first.
             capacity=self.flush_every + max(model.steps_per_execution, 64),
@@ -262,20 +283,23 @@ class GradientMonitor(keras.callbacks.Callback):
         self._batch_begin = batch
         if self._watched is None or self._recorder is None:
             return
-        if self.model.train_function is not self._watched:
+        if self.model.optimizer is not self._recorder.optimizer:
+            # Another callback compiled the model anew.
+            self._flush()
+            self._watch(lambda: [v.variable for v in self._variables])
+        elif self.model.train_function is not self._watched:
             # Another callback had the train step traced anew.
             self._watched = WatchedTrainFunction.of(self.model, self._recorder)
         self._watched.is_expected = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._has_trained = True
         # Before Keras 3.9 both numbers are that of the first step of an execution.
         count = batch - self._batch_begin + 1
         self._pending += count if count > 1 else self.model.steps_per_execution
         done = self._recording.total_steps if self._recording else 0
-        if (
-            self._pending >= self.flush_every
-            or done + self._pending >= self._next_examination
-        ):
+        is_asked = self.rules and done + self._pending >= self._next_examination
+        if is_asked or self._pending >= self.flush_every:
             self._flush()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -283,13 +307,35 @@ class GradientMonitor(keras.callbacks.Callback):
             self._flush(last=True)
         finally:
             self._unwatch()
-            if self._writer is not None:
-                self._writer.close()
+            self._recorder = None  # and with it its copies of the weights
+            self._close()
+        if self._has_trained and not self.recording.total_steps:
+            warnings.warn(
+                explain(
+                    "`GradientMonitor` has seen no step of this fit.",
+                    received="a train step that calls neither `optimizer.apply` nor "
+                    "`optimizer.apply_gradients` of the model's optimizer",
+                    expected="a gradient that passes through `model.optimizer`",
+                    fix="call `self.optimizer.apply(gradients, variables)` in "
+                    "`train_step`; that nothing was found says nothing",
+                ),
+                stacklevel=2,
+            )
 
     # How it does it.
 
     def _chosen_variables(self) -> list[keras.Variable]:
         trainable = {id(variable) for variable in self.model.trainable_variables}
+        if not trainable:
+            raise ModelError(
+                explain(
+                    "`GradientMonitor` has no gradients to watch.",
+                    received=f"model {self.model.name!r} without a trainable variable",
+                    expected="at least one",
+                    fix="`tfdeep.unfreeze(model)`, if all of it is frozen; nothing "
+                    "was changed",
+                )
+            )
         variables = [
             v for v in _paths.model_variables(self.model) if id(v.variable) in trainable
         ]
@@ -306,7 +352,17 @@ class GradientMonitor(keras.callbacks.Callback):
         layers = _with_frozen_too_late(self.model, _architecture.describe(self.model))
         self._recording = Recording(paths, layers)
         if self._writer is not None:
-            self._writer.begin(self._recording)
+            try:
+                self._writer.begin(self._recording)
+            except (OSError, tf.errors.OpError) as error:
+                raise InvalidArgumentError(
+                    explain(
+                        "`GradientMonitor` cannot write to its `log_dir`.",
+                        received=f"{self._writer.log_dir!r}: {error}",
+                        expected="a directory that can be written to, or made",
+                        fix="give another `log_dir`; nothing was trained",
+                    )
+                ) from error
         return [v.variable for v in self._variables]
 
     def _unwatch(self) -> None:
@@ -330,26 +386,54 @@ class GradientMonitor(keras.callbacks.Callback):
             self._next_examination = _next_examination(recording.total_steps)
             new = self._examiner.examine(recording)
             self._findings += new
-        if self._writer is not None and count:
-            self._writer.write(rows, first_step)
-            self._writer.write_findings(new)
-            self._writer.write_telemetry(self.telemetry, recording.total_steps - 1)
-            if self.histograms:
-                gradients = self._recorder.latest_gradients()
-                self._writer.write_histograms(
-                    dict(zip(recording.variables, gradients, strict=True)),
-                    recording.total_steps - 1,
-                )
+        if count:
+            self._write(rows, first_step, new)
         if new:
             self._tell(new)
+
+    def _write(self, rows: Any, first_step: int, new: list[Finding]) -> None:
+        with self._writing() as writer:
+            if writer is None or self._recorder is None or self._recording is None:
+                return
+            last_step = self._recording.total_steps - 1
+            writer.write(rows, first_step)
+            writer.write_findings(new)
+            writer.write_telemetry(self.telemetry, last_step)
+            if self.histograms:
+                gradients = self._recorder.latest_gradients()
+                by_path = zip(self._recording.variables, gradients, strict=True)
+                writer.write_histograms(dict(by_path), last_step)
+
+    def _close(self) -> None:
+        with self._writing() as writer:
+            if writer is not None:
+                writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[RunWriter | None]:
+        """Gives the writer; a disk that is full ends the writing, not the training."""
+        try:
+            yield self._writer if self._can_write else None
+        except (OSError, tf.errors.OpError) as error:
+            self._can_write = False
+            place = self._writer and self._writer.log_dir
+            warnings.warn(
+                explain(
+                    "`GradientMonitor` cannot write to its `log_dir` any more.",
+                    received=f"{place!r}: {type(error).__name__}: {error}",
+                    expected="a directory that can be written to, and space on it",
+                    fix="make space before the next fit; this one goes on without "
+                    "files, and `monitor.report()` has all of it",
+                ),
+                stacklevel=2,
+            )
 
     def _tell(self, new: list[Finding]) -> None:
         if callable(self.on_finding):
             for finding in new:
                 self.on_finding(finding)
         elif self.on_finding == "raise":
-            if self._writer is not None:
-                self._writer.close()
+            self._close()
             finding = new[0]
             raise SickLayerError(
                 explain(
@@ -413,18 +497,46 @@ def _checked_flush_every(flush_every: Any) -> int:
     return int(flush_every)
 
 
+def _checked(log_dir: Any) -> str:
+    try:
+        path: str = os.fspath(log_dir)
+    except TypeError as error:
+        raise InvalidArgumentError(
+            explain(
+                "`GradientMonitor` cannot write there.",
+                received=f"log_dir={log_dir!r}",
+                expected="the path of a directory, or None",
+                fix='`GradientMonitor("logs")`',
+            )
+        ) from error
+    return path
+
+
+def _checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgumentError(
+            explain(
+                "`GradientMonitor` asks for a yes or a no here.",
+                received=f"{name}={value!r}",
+                expected="True or False",
+                fix=f"`{name}=True`, or leave it out",
+            )
+        )
+    return bool(value)
+
+
 def _checked_rules(rules: Any) -> tuple[Rule, ...]:
     if isinstance(rules, str) and rules == "default":
         return tuple(default_rules())
     if rules is None:
         return ()
-    wrong = [rule for rule in rules if not isinstance(rule, Rule)]
-    if isinstance(rules, str) or wrong:
+    is_list = isinstance(rules, Sequence) and not isinstance(rules, str)
+    if not is_list or not all(isinstance(r, Rule) and r.kind for r in rules):
         raise InvalidArgumentError(
             explain(
                 "`GradientMonitor` cannot ask these rules.",
                 received=f"rules={rules!r}",
-                expected='"default", None, or a list of rules',
+                expected='"default", None, or a list of rules, each with a `kind`',
                 fix="call the class: `rules=[tfdeep.diagnostics.rules.DeadUnits()]`",
             )
         )

@@ -142,6 +142,11 @@ class StepRecorder:
             self._choose_layers(), self.capacity, self._activations
         )
 
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer that the model had when the recorder was made."""
+        return self._outer
+
     # Looking on, inside the step.
 
     @contextlib.contextmanager
@@ -320,18 +325,20 @@ class StepRecorder:
         self, step: tf.Tensor, entries: dict[int, tf.Tensor]
     ) -> tf.Tensor:
         """The fraction of each bias' units that have had no gradient for a while."""
-        heard = tf.concat(
+        gradient = tf.concat(
             [
-                tf.not_equal(entries[i], 0)
+                tf.cast(entries[i], tf.float32)
                 if i in entries
-                else tf.zeros([self._sizes[i]], tf.bool)
+                else tf.zeros([self._sizes[i]])
                 for i in self._biases
             ],
             0,
         )
-        last_heard = tf.where(heard, step, self._last_heard)
+        last_heard = tf.where(tf.not_equal(gradient, 0), step, self._last_heard)
         self._last_heard.assign(last_heard)
         silent = tf.cast(_schedule.is_long_ago(last_heard, step), tf.float32)
+        # Of what is not a number nothing can be said.
+        silent = tf.where(tf.math.is_nan(gradient), np.float32(np.nan), silent)
         count = len(self._biases)
         return tf.math.unsorted_segment_mean(silent, self._bias_of_unit, count)
 

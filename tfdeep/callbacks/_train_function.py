@@ -76,6 +76,7 @@ class WatchedTrainFunction:
         if not self.is_expected:
             self._was_called = True
             self._restore()
+            self._model.make_train_function()  # `compile` leaves the model without one
             return self._model.train_function(iterator)
         self.is_expected = False
         if not self._was_called:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
+from tfdeep._core._explain import explain
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import Rule, Symptom
@@ -42,7 +44,7 @@ class Examiner:
         found: list[Finding] = []
         seen: dict[tuple[str, str], tuple[Rule, Symptom]] = {}
         for rule in self.rules:
-            for symptom in rule.look(recording):
+            for symptom in self._symptoms(rule, recording):
                 seen.setdefault((rule.kind, symptom.layer), (rule, symptom))
         for key, (rule, symptom) in seen.items():
             state = self._states.setdefault(key, _State(symptom.first_step))
@@ -68,6 +70,24 @@ class Examiner:
                     del self._states[key]
         return in_order(found, [layer.path for layer in recording.layers])
 
+    def _symptoms(self, rule: Rule, recording: Recording) -> Sequence[Symptom]:
+        """What a rule sees; one that fails is asked no more, and training goes on."""
+        try:
+            return list(rule.look(recording))
+        except Exception as error:
+            self.rules = tuple(other for other in self.rules if other is not rule)
+            warnings.warn(
+                explain(
+                    f"The rule {type(rule).__name__} failed and is asked no more.",
+                    received=f"{type(error).__name__}: {error}",
+                    expected="`look(recording)` to give an iterable of `Symptom`",
+                    fix=f"correct its `look`; {rule!r}.look(monitor.recording) shows "
+                    "the error; the other rules and the training go on",
+                ),
+                stacklevel=2,
+            )
+            return []
+
 
 def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding]:
     """Sorts findings: critical before warning, and what came first before the rest.
@@ -85,7 +105,7 @@ def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding
         key=lambda f: (
             f.severity != "critical",
             first[f.severity, f.kind],
-            KINDS.index(f.kind),
+            KINDS.index(f.kind) if f.kind in KINDS else len(KINDS),
             place.get(f.layer, -1),
         ),
     )

@@ -32,13 +32,15 @@ class Symptom:
 class Rule:
     """Looks for one kind of illness in what was recorded; subclass it for one's own.
 
-    The fields of a rule are its thresholds.
+    The fields of a rule are its thresholds. Its `kind` is a name of one's own, or one
+    of those of `tfdeep.diagnostics.Finding`. A rule that fails during a fit is left
+    out from then on, with a warning.
 
     Example:
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class LossAboveLimit(tfdeep.diagnostics.rules.Rule):
-    ...     kind = "loss_spike"
+    ...     kind = "loss_above_limit"
     ...     limit: float = 100.0
     ...     def look(self, recording):
     ...         above = np.flatnonzero(recording["loss"][:, 0] > self.limit)
