@@ -25,8 +25,7 @@ class Half(layers.Layer):
     [
         lambda a, b: layers.Add()([a, b]),
         lambda a, b: a + b,
-        lambda a, b: layers.Dropout(0.5)(layers.Concatenate()([a, b])),
-        lambda a, b: keras.ops.mean(keras.ops.stack([a, b], axis=1), axis=1),
+        lambda a, b: layers.Dropout(0.5)(a + b),
         lambda a, b: layers.GlobalMaxPooling1D()(layers.Reshape((4, 1))(a - b)),
     ],
 )
@@ -40,6 +39,7 @@ def test_inputs_add_up_through_sums_and_pooling(join):
     "join",
     [
         lambda a, b: layers.Multiply()([a, b]),
+        lambda a, b: layers.Concatenate()([a, b]),
         lambda a, b: a * b,
         lambda a, b: layers.Add()([Half()(a), b]),
         lambda a, b: layers.Lambda(lambda z: z[0] + z[1])([a, b]),
@@ -65,6 +65,20 @@ def test_it_is_followed_into_inner_models_and_out_of_them():
     assert known["inner/inside"].inputs == ("first",)
     assert not known["inner/inside"].inputs_add_up
     assert known["last"].inputs_add_up
+
+
+def test_a_layer_in_the_middle_may_make_an_output():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="middle")(inputs)
+    model = keras.Model(inputs, [x, layers.Dense(2, name="last")(x)])
+    assert [layer.makes_output for layer in describe(model)] == [True, True]
+    model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    assert [layer.makes_output for layer in describe(model)] == [False, True]
+
+
+def test_the_units_of_a_recurrent_layer_are_not_those_of_its_gates():
+    model = keras.Sequential([keras.Input((5, 3)), layers.GRU(16, name="gru")])
+    assert describe(model)[0].units == 16
 
 
 def test_without_a_graph_nothing_is_known():

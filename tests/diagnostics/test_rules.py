@@ -209,14 +209,47 @@ class TestNonFinite:
         run.rows["clipped_norm"][5:8] = np.nan
         assert run.kinds() == set()
 
+    def test_nothing_but_skipped_steps_is_not_a_matter_of_the_scale(self):
+        run = Run()
+        run.rows["norm"][25:] = np.nan
+        run.rows["clipped_norm"][25:] = np.nan
+        found = [f for f in run.examine() if f.kind == "nonfinite"]
+        assert [(f.layer, f.first_step) for f in found] == [("", 25)]
+        assert "25 steps were skipped" in found[0].evidence
+
 
 class TestNoGradient:
-    def test_cut_off(self):
-        run = Run()
+    @staticmethod
+    def cut_off(run):
         for name in ("norm", "clipped_norm"):
             run.rows[name] = run.rows[name].copy()
             run.rows[name][:, :4] = np.nan
+        return run
+
+    def test_cut_off(self):
+        run = self.cut_off(Run()).set("update_norm", range(4), 0.0)
         assert run.kinds() == {("no_gradient", "hidden1"), ("no_gradient", "hidden2")}
+
+    def test_what_changes_is_trained_elsewhere(self):
+        kinds = {kind for kind, _ in self.cut_off(Run()).kinds()}
+        assert "no_gradient" not in kinds
+
+    def test_a_rare_task_may_go_without_for_a_while(self):
+        run = Run().layer("hidden3", inputs=("hidden1",))
+        run.layer("outputs", inputs=("hidden1",))
+        assert run.set("norm", [4, 5], 0.0, slice(5, 30)).kinds() == set()
+        run = Run().set("norm", [4, 5], 0.0, slice(5, None))
+        assert ("no_gradient", "hidden3") in run.kinds()
+
+    def test_a_kernel_without_beside_a_bias_with_one_has_an_input_of_zero(self):
+        found = Run().set("norm", [4], 0.0).examine()
+        assert [(f.kind, f.layer) for f in found] == [("no_gradient", "hidden3")]
+        assert "its input is zero" in found[0].evidence
+
+    def test_a_loss_of_zero_from_the_first_step_on_is_no_success(self):
+        found = Run().set("norm", range(8), 0.0).set("loss", [0], 0.0).examine()
+        assert [(f.kind, f.layer) for f in found] == [("no_gradient", "")]
+        assert "sample_weight" in found[0].remedy
 
     def test_a_bias_without_gradient_is_no_illness(self):
         assert Run().set("norm", [3], 0.0).kinds() == set()
@@ -236,6 +269,13 @@ class TestNoGradient:
         assert run.kinds() == {("no_gradient", "hidden2")}
         run.layer("hidden2", is_trainable=False, is_untouched=False)  # pretrained
         assert run.kinds() == set()
+
+    def test_frozen_copies_beside_the_trained_layers_are_left_alone(self):
+        run = Run().layer("hidden2", is_trainable=False, inputs=())
+        run.layer("hidden3", inputs=("hidden1",))
+        assert run.kinds() == set()
+        run = Run().layer("hidden2", is_trainable=False, inputs_add_up=False)
+        assert run.kinds() == set()  # without a graph nobody knows
 
 
 def test_frozen_but_trained():
@@ -290,6 +330,15 @@ def test_saturated():
 def test_saturated_outputs_are_meant_to_be():
     run = Run("tanh").layer("outputs", activation="sigmoid").with_activations()
     assert run.set("flat_fraction", [3], 0.99).kinds() == set()
+    run.layer("hidden3", makes_output=True)  # which other layers read as well
+    assert run.set("flat_fraction", [2], 0.99).kinds() == set()
+
+
+def test_a_layer_with_a_tiny_input_is_not_saturated():
+    run = Run("tanh").set("norm", [2], 1e-7)
+    assert ("saturated_units", "hidden2") not in run.kinds()
+    run.set("norm", [0, 1, 2, 3], 1e-7)  # nor is its bias heard
+    assert ("saturated_units", "hidden2") in run.kinds()
 
 
 class TestPoorInitialization:
@@ -324,6 +373,19 @@ class TestPoorInitialization:
         run.layer("hidden3", activation="sigmoid", gain=1.0)
         assert run.kinds() == {("poor_initialization", "hidden3")}
         assert run.layer("hidden3", inputs_add_up=False).kinds() == set()
+
+    def test_random_features_are_frozen_on_purpose(self):
+        run = Run().layer("hidden1", gain=20.0)
+        assert run.kinds() == {("poor_initialization", "hidden1")}
+        assert run.layer("hidden1", is_trainable=False).kinds() == set()
+
+    def test_where_sums_grow_the_weights_are_not_blamed(self):
+        run = Run().layer("hidden1", gain=9.0).layer("hidden2", gain=9.0)
+        run.layer("hidden3", gain=9.0)
+        run.layer("outputs", gain=1.4)
+        found = [f for f in run.examine() if f.layer == "outputs"]
+        assert "BatchNormalization" in found[0].remedy
+        assert "HeNormal" not in found[0].remedy
 
     def test_zero_weights_that_learn_are_a_way_to_start(self):
         assert Run().layer("outputs", gain=0.0).kinds() == set()
@@ -391,6 +453,11 @@ class TestUpdateTooSmall:
     def test_at_every_layer(self):
         run = Run().set("update_norm", range(8), 1e-7).set("loss", [0], 2.3)
         assert run.kinds() == {("update_too_small", name) for name in Run.names}
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_loss_of_zero_asks_for_no_update(self):
+        run = Run().set("update_norm", range(8), 1e-7).set("loss", [0], 0.0)
+        assert {kind for kind, _ in run.kinds()} <= {"no_gradient"}
 
     def test_a_warm_up_grows(self):
         ramp = np.logspace(-9, -6, STEPS)

@@ -45,9 +45,10 @@ class LayerInfo:
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
         inputs: Paths of the listed layers right before it; empty if it stands first.
-        inputs_add_up: Whether the model's graph tells that nothing but sums, joins,
-            reshaping, pooling and dropout stands between `inputs` and it. Without a
-            graph `inputs` is the layer before in the order of the model's attributes.
+        makes_output: Whether its output is one of the model's, by the model's graph.
+        inputs_add_up: Whether the model's graph tells that nothing but sums, reshaping,
+            pooling and dropout stands between `inputs` and it. Without a graph
+            `inputs` is the layer before in the order of the model's attributes.
         frozen_too_late: Whether it was frozen after the train step that Keras keeps
             was made, which goes on training it.
     """
@@ -68,6 +69,7 @@ class LayerInfo:
     is_symmetric: bool = False
     inputs: tuple[str, ...] = ()
     inputs_add_up: bool = False
+    makes_output: bool = False
     frozen_too_late: bool = False
 
     @property
@@ -145,12 +147,13 @@ def describe(model: Any) -> tuple[LayerInfo, ...]:
             path = path.rpartition("/")[0]
         if path:
             owned[path].append(variable)
-    inputs, add_up = _inputs(model, layers)
+    inputs, add_up, outputs = _inputs(model, layers)
     return tuple(
         dataclasses.replace(
             _described(path, layer, owned[path]),
             inputs=inputs[path],
             inputs_add_up=path in add_up,
+            makes_output=path in outputs,
         )
         for path, layer in layers.items()
     )
@@ -170,6 +173,7 @@ def _described(
     if kernel is not None:
         facts = _facts(kernel)
     if recurrent:
+        facts["units"] = int(recurrent[0].variable.shape[0])  # not those of each gate
         facts["recurrent_gain"] = _facts(recurrent[0]).get("gain", math.nan)
     return LayerInfo(
         path=path,
@@ -228,8 +232,8 @@ def _joined(sources: Iterable[_Source]) -> _Source:
 
 def _inputs(
     model: Any, layers: dict[str, Any]
-) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    """The listed layers right before each; and the layers whose inputs add up."""
+) -> tuple[dict[str, tuple[str, ...]], set[str], tuple[str, ...]]:
+    """The listed layers right before each; those whose inputs add up; the last ones."""
     paths = {id(layer): path for path, layer in layers.items()}
     before: dict[str, tuple[str, ...]] = {}
     add_up: set[str] = set()
@@ -269,14 +273,13 @@ def _inputs(
                 sources[id(tensor)] = into
         return _joined(sources.get(id(t), _Source()) for t in graph.outputs)
 
-    if _graph.is_graph(model):
-        walk(model, _Source())
-    return before, add_up
+    outputs = walk(model, _Source()).layers if _graph.is_graph(model) else ()
+    return before, add_up, outputs
 
 
 # Keras' own layers and operations that leave a signal at about its scale.
 _ADDS_UP = re.compile(
-    r"Add|Subtract|Average|Concatenate|Stack|Mean|Max|GetItem|Cast|Identity|Masking"
+    r"Add|Subtract|Mean|Max|GetItem|Cast|Identity|Masking"
     r"|InputLayer|Flatten|Reshape|Permute|Transpose|Squeeze|ExpandDims|RepeatVector"
     r"|(Cropping|ZeroPadding|UpSampling|(Global)?(Max|Average)Pooling)[123]D|Resizing"
     r"|\w*Dropout(1D|2D|3D)?|GaussianNoise|ActivityRegularization|Random\w+"

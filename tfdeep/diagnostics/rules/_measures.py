@@ -19,7 +19,7 @@ BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
 
 
-def _once(measure: Callable[..., _T]) -> Callable[..., _T]:
+def once(measure: Callable[..., _T]) -> Callable[..., _T]:
     """Rules ask for the same: takes a measure once, until steps are added."""
 
     @functools.wraps(measure)
@@ -33,7 +33,7 @@ def _once(measure: Callable[..., _T]) -> Callable[..., _T]:
     return asked
 
 
-@_once
+@once
 def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     """The layers that multiply their input by a recorded weight, with its column."""
     found = []
@@ -44,7 +44,7 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     return found
 
 
-@_once
+@once
 def horizon(recording: Recording) -> int:
     """The number of steps until nothing was finite any more; else of all steps."""
     norm = recording["norm"]
@@ -58,14 +58,14 @@ def horizon(recording: Recording) -> int:
     )
 
 
-@_once
+@once
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
     end = horizon(recording)
     return np.arange(*np.searchsorted(recording.steps, [end - steps, end]))
 
 
-@_once
+@once
 def measured_lately(recording: Recording, count: int = 3) -> np.ndarray:
     """The places of the last so many rows that were measured in detail."""
     end = np.searchsorted(recording.measured_steps, horizon(recording))
@@ -92,14 +92,14 @@ def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
     return column is not None and bool(silent(recording, steps)[column])
 
 
-@_once
+@once
 def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether it had a gradient, be it zero, in the last steps."""
     known = ~np.isnan(recording["norm"][lately(recording, steps)])
     return np.asarray(known.any(axis=0))
 
 
-@_once
+@once
 def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether its gradient was there, and exactly zero."""
     norm = recording["norm"][lately(recording, steps)]
@@ -107,7 +107,7 @@ def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     return np.asarray(none & with_gradient(recording, steps))
 
 
-@_once
+@once
 def blocking_layer(recording: Recording) -> LayerInfo | None:
     """The topmost layer whose weights all get a gradient of exactly zero.
 
@@ -153,13 +153,13 @@ def largest(values: Any, axis: int | None = None) -> Any:
         return np.nanmax(values, axis=axis, initial=np.nan)
 
 
-@_once
+@once
 def weight_norms(recording: Recording) -> np.ndarray:
     """The largest norm that each weight has had so far."""
     return np.asarray(largest(recording["weight_norm"], axis=0))
 
 
-@_once
+@once
 def sensitivities(
     recording: Recording, steps: int = 10
 ) -> tuple[np.ndarray, list[Any]]:
@@ -187,13 +187,13 @@ def sensitivities(
     return median(norm, axis=0) * scale, [layer for layer, _ in layers]
 
 
-@_once
+@once
 def loss(recording: Recording) -> np.ndarray:
     """The loss of each kept step."""
     return np.asarray(recording["loss"][:, 0], np.float64)
 
 
-@_once
+@once
 def has_fallen(recording: Recording, to: float) -> bool:
     """Whether the loss has fallen to this fraction of its start; True if unknown."""
     values = loss(recording)
@@ -214,7 +214,7 @@ def is_untouched(recording: Recording) -> bool:
     return not touched or len(touched) <= len(with_bias) // 4
 
 
-@_once
+@once
 def reached(recording: Recording) -> dict[str, set[str]]:
     """The layers behind each layer, through which its output reaches the loss."""
     behind: dict[str, set[str]] = {layer.path: set() for layer in recording.layers}
@@ -236,8 +236,8 @@ def is_normalized(recording: Recording, layer: LayerInfo) -> bool:
 
 
 def is_output(recording: Recording, layer: LayerInfo) -> bool:
-    """Whether nothing with weights follows a layer."""
-    return not followers(recording, layer.path)
+    """Whether a layer makes an output of the model, or nothing follows it."""
+    return layer.makes_output or not followers(recording, layer.path)
 
 
 def activation_of(recording: Recording, layer: LayerInfo) -> str:

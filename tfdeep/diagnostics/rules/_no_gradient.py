@@ -10,7 +10,11 @@ import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._dead_units import DeadUnits
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
+from tfdeep.diagnostics.rules._saturated_units import SaturatedUnits
+
+_STEPS_OF_ZERO = 30
 
 # Evidence and remedy.
 _CUT_OFF = (
@@ -23,6 +27,15 @@ _ZERO = (
     "look for what makes its output useless behind it: dead units, a factor of zero, "
     "values too small for float16 (keras.optimizers.LossScaleOptimizer)",
 )
+_ZERO_INPUT = (
+    "its input is zero: its bias has a gradient, its kernel one of exactly zero",
+    "look at what stands before it: a mask, a factor of zero, a normalization over a "
+    "single value",
+)
+_ZERO_LOSS = (
+    "the loss is exactly zero from the first step on",
+    "look at sample_weight, class_weight, loss_weights and masks: nothing counts",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +45,32 @@ class NoGradient(Rule):
     A single weight without a gradient is no illness: a bias in front of a
     normalization has none by construction, nor has the bias of the keys of an
     attention layer. A layer below one whose units are all dead is left to that
-    finding.
+    finding. A layer that changes all the same is trained elsewhere, as by a second
+    optimizer.
 
-    A layer that is frozen at the values of its initializer, with trained layers below
-    it, is named too: who freezes on purpose freezes pretrained layers, from the input
-    on.
+    A kernel's gradient is the sum of input times error, a bias' that of the error. So
+    where only the kernel has none, the input is zero.
+
+    A layer that is frozen at the values of its initializer, with trained layers before
+    and behind it, is named too: who freezes on purpose freezes pretrained layers, from
+    the input on.
 
     Args:
-        steps: How many steps it must last.
+        steps: How many steps no gradient must be there. One of exactly zero must last
+            for thirty: an expert, or the output of a rare task, may go without.
     """
 
     kind: ClassVar[str] = "no_gradient"
     steps: int = 10
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
+        loss = _measures.loss(recording)
+        if not loss.any() and _measures.is_untouched(recording):
+            if recording.total_steps >= self.steps:
+                yield Symptom("", "critical", 0, *_ZERO_LOSS)
+            return
         yield from self._without_gradient(recording)
+        yield from _with_zero_input(recording)
         yield from _frozen_at_random(recording)
 
     def _without_gradient(self, recording: Recording) -> Iterable[Symptom]:
@@ -58,8 +82,8 @@ class NoGradient(Rule):
         if not np.nan_to_num(recording["loss"][recent], nan=1.0).any():
             return  # a loss of zero has nothing left to ask for
         norm = norm[seen]
-        silent = (np.isnan(norm) | (norm == 0)).all(axis=0)
         unknown = np.isnan(norm).all(axis=0)
+        silent = _is_zero(recording) | unknown
         layers = [(x, recording.columns_of(x)) for x in recording.layers]
         layers = [(layer, columns) for layer, columns in layers if columns]
         explained = _explained(recording)
@@ -69,6 +93,8 @@ class NoGradient(Rule):
             if layer.path in explained and not unknown[columns].all():
                 continue
             if layer.kernel is None or _frozen_columns(recording)[columns].all():
+                continue
+            if unknown[columns].all() and _is_changing(recording, columns):
                 continue
             if layer.path.rpartition("/")[2] in ("query", "key"):
                 continue  # an attention over equal positions, or a saturated one
@@ -88,10 +114,43 @@ def _frozen_columns(recording: Recording) -> np.ndarray:
     return np.asarray(recording["is_frozen"][-1] == 1)
 
 
+def _is_zero(recording: Recording) -> np.ndarray:
+    """Of each column, whether its gradient has been exactly zero for long enough."""
+    if recording.total_steps < _STEPS_OF_ZERO:
+        return np.zeros(len(recording.variables), bool)
+    return _measures.silent(recording, _STEPS_OF_ZERO)
+
+
+def _is_changing(recording: Recording, columns: list[int]) -> bool:
+    if "update_norm" not in recording:
+        return False
+    return bool((recording["update_norm"][:, columns] > 0).any())
+
+
+def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
+    is_zero = _is_zero(recording)
+    for layer, column in _measures.weighted_layers(recording):
+        bias = recording.column(layer.bias)
+        if not is_zero[column] or bias is None or layer.has_own_rule:
+            continue
+        norm = recording["norm"][_measures.lately(recording, _STEPS_OF_ZERO), bias]
+        if (norm > 0).mean() > 0.5 and not _is_dead_somewhere(recording):
+            since = _measures.since(recording, _STEPS_OF_ZERO)
+            yield Symptom(layer.path, "critical", since, *_ZERO_INPUT)
+
+
+@_measures.once
+def _is_dead_somewhere(recording: Recording) -> bool:
+    """Whether the rules for dead and saturated units have something to say."""
+    return any(True for _ in DeadUnits().look(recording)) or any(
+        True for _ in SaturatedUnits().look(recording)
+    )
+
+
 def _explained(recording: Recording) -> set[str]:
     """The layers at and below one that is dead or saturated as a whole."""
     blocking = _measures.blocking_layer(recording)
-    if blocking is None:
+    if blocking is None or not _is_dead_somewhere(recording):
         return set()
     above = _measures.layer_above(recording, blocking)
     bounded = _measures.activation_of(recording, blocking) in _measures.BOUNDED
@@ -109,13 +168,22 @@ def _vanished(recording: Recording, columns: list[int]) -> bool:
 
 
 def _frozen_at_random(recording: Recording) -> Iterable[Symptom]:
-    trained_below = False
+    reached = _measures.reached(recording)
+    trained = [
+        layer
+        for layer in recording.layers
+        if layer.kernel is not None
+        and layer.is_trainable
+        and not layer.is_normalization
+    ]
     for layer in recording.layers:
-        if layer.kernel is None or layer.is_normalization:
+        if layer.kernel is None or layer.is_normalization or layer.is_trainable:
             continue
-        if layer.is_trainable:
-            trained_below = True
-        elif trained_below and layer.is_untouched and not layer.frozen_too_late:
+        # Without a graph nobody knows what is behind: it may be a copy, updated as one.
+        if not layer.inputs_add_up or not layer.is_untouched or layer.frozen_too_late:
+            continue
+        is_behind = any(layer.path in reached[other.path] for other in trained)
+        if is_behind and any(x.path in reached[layer.path] for x in trained):
             yield Symptom(
                 layer.path,
                 "warning",

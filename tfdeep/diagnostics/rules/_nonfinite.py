@@ -21,6 +21,12 @@ _SUDDEN = (
     "bad values in that batch; tfdeep.optimizers.SkipNonFinite(optimizer) leaves such "
     "steps out"
 )
+_STEPS_SKIPPED = 20
+_SKIPPED = (
+    "look for log, sqrt or a division by zero (add an epsilon), for values beyond "
+    '65504 in float16 (keras.mixed_precision.set_global_policy("mixed_bfloat16")), '
+    "and for NaN in the data"
+)
 _TOO_LARGE = (
     "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform) keeps the "
     "scale; so does keras.layers.BatchNormalization() in each block; where it grew "
@@ -37,7 +43,8 @@ class NonFinite(Rule):
     spared, it came with the forward pass: with `GradientMonitor(activations=True)`
     the first layer with such an output is known, without it all are named. Where all
     entries are finite and only their norm is not, the gradient is too large for
-    float32. Steps that a `LossScaleOptimizer` skips are none of these.
+    float32. Single steps that a `LossScaleOptimizer` skips are none of these; twenty
+    in a row are not a matter of the scale, which it halves at each.
     """
 
     kind: ClassVar[str] = "nonfinite"
@@ -47,6 +54,7 @@ class NonFinite(Rule):
         norm = recording["norm"]
         steps = np.flatnonzero(np.isinf(norm).any(axis=1))
         if not len(steps):
+            yield from _skipped(recording)
             return
         place = int(steps[0])
         step = int(recording.steps[place])
@@ -75,6 +83,21 @@ class NonFinite(Rule):
                 # What overflows in one layer makes infinite entries below it.
                 _TOO_LARGE if overflows else _remedy(recording, place),
             )
+
+
+def _skipped(recording: Recording) -> Iterable[Symptom]:
+    applied = np.flatnonzero(~np.isnan(recording["norm"]).all(axis=1))
+    last = int(recording.steps[applied[-1]]) if len(applied) else -1
+    skipped = recording.total_steps - 1 - last
+    if skipped >= _STEPS_SKIPPED:
+        yield Symptom(
+            "",
+            "critical",
+            last + 1,
+            f"the last {skipped} steps were skipped: at no loss scale are the "
+            "gradients finite",
+            _SKIPPED,
+        )
 
 
 def _first_nonfinite_output(recording: Recording, step: int) -> str | None:

@@ -26,6 +26,7 @@ _KEEPS = {
     "swish": 0.6,
     "mish": 0.67,
 }
+_USUAL_GAIN = 1.6  # He's initialization has 1.4
 _FADED = 1e-30  # a scale that cannot be told from zero
 
 
@@ -63,8 +64,8 @@ class PoorInitialization(Rule):
             return
         before, after, certain = _scales(recording)
         for layer in recording.layers:
-            if layer.kernel is None or layer.is_table:
-                continue
+            if layer.kernel is None or layer.is_table or not layer.is_trainable:
+                continue  # random features are frozen on purpose
             if _measures.is_normalized(recording, layer):
                 continue
             activation = _measures.activation_of(recording, layer)
@@ -72,7 +73,8 @@ class PoorInitialization(Rule):
             if not evidence and layer.path in certain:
                 evidence = self._cumulative(recording, layer, before, after)
             if evidence:
-                remedy = _remedy(activation, layer)
+                grows = after[layer.path] > self.grown
+                remedy = _remedy(activation, layer, grows)
                 yield Symptom(layer.path, "critical", 0, evidence, remedy)
 
     def _evidence(
@@ -197,7 +199,13 @@ def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
     return bool(np.nan_to_num(recording["norm"][:, column]).any())
 
 
-def _remedy(activation: str, layer: LayerInfo) -> str:
+def _remedy(activation: str, layer: LayerInfo, grows: bool) -> str:
+    if grows and layer.inputs and layer.gain < _USUAL_GAIN:
+        return (
+            "its own weights are of usual scale, what grows are the sums before it: "
+            "keras.layers.BatchNormalization() in each block, or "
+            "tfdeep.initializers.Fixup for the branches"
+        )
     if layer.recurrent_gain > 2:
         return (
             'recurrent_initializer="orthogonal" and '

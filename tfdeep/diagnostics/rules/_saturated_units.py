@@ -88,6 +88,7 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
             x.path for x, k in zip(recording.layers, is_known, strict=True) if k
         }
     size, layers = _measures.sensitivities(recording)
+    is_cut_off = np.isnan(size)
     size = np.nan_to_num(size)
     for i, layer in enumerate(layers[:-1]):
         above = layers[i + 1]
@@ -100,6 +101,8 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
             continue
         if size[i + 1] < 1e-3 * size.max() or size[i] > 1e-5 * size[i + 1]:
             continue
+        if is_cut_off[i] or _hears_through_bias(recording, layer, above):
+            continue  # another illness; in the latter case of what is before it
         yield Symptom(
             layer.path,
             "critical",
@@ -108,6 +111,18 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
             f"{above.path}, right behind it",
             _START if layer.recurrent_kernel is None else _RECURRENT,
         )
+
+
+def _hears_through_bias(
+    recording: Recording, layer: LayerInfo, above: LayerInfo
+) -> bool:
+    """Whether the error comes through, as a bias' gradient does not ask the input."""
+    columns = [recording.column(layer.bias), recording.column(above.bias)]
+    if None in columns:
+        return False
+    norm = recording["norm"][_measures.lately(recording, 10)][:, columns]
+    here, behind = _measures.median(norm, axis=0)
+    return bool(here > 1e-5 * behind > 0)
 
 
 def _activations(recording: Recording, layer: LayerInfo) -> list[LayerInfo]:

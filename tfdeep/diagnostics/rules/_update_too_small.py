@@ -45,6 +45,8 @@ class UpdateTooSmall(Rule):
         gradient = recording["norm"][at]
         gradient = np.where(np.isfinite(gradient), gradient, 0)
         loss = np.abs(_measures.loss(recording)[at])
+        if not loss.all():
+            return  # a loss of zero asks for no update
         progress = (update * gradient).sum(axis=1) / loss
         latest = progress[-3:]
         if not (latest < self.progress).all():
