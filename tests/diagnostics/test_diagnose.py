@@ -6,6 +6,7 @@ from keras import layers
 
 import tfdeep
 from tests import nets
+from tfdeep.diagnostics.rules import DeadUnits
 from tfdeep.errors import DataError, InvalidArgumentError, ModelError
 
 
@@ -146,6 +147,276 @@ def test_nothing_is_changed():
         np.testing.assert_array_equal(variable.numpy(), value)
     assert model.optimizer.iterations == 0
     assert "call" not in vars(model.get_layer("hidden1"))
+
+
+class WithStatistics(keras.Model):
+    """A subclassed model with everything that a call may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(16, "relu")
+        self.norm = layers.BatchNormalization()
+        self.spectral = layers.SpectralNormalization(layers.Dense(16))
+        self.always = layers.Dropout(0.5, seed=1)
+        self.dropout = layers.Dropout(0.5, seed=2)
+        self.out = layers.Dense(nets.CLASSES)
+
+    def call(self, x):
+        x = self.spectral(self.norm(self.hidden(x)))
+        return self.out(self.dropout(self.always(x, training=True)))
+
+
+class WithAuxiliaryHead(keras.Model):
+    """A model of which one part is called in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.norm = layers.Dense(8, "relu"), layers.BatchNormalization()
+        self.out, self.head = layers.Dense(3), layers.Dense(3)
+
+    def call(self, x, training=False):
+        x = self.norm(self.hidden(x), training=training)
+        return self.out(x) + self.head(x) if training else self.out(x)
+
+
+def built(make):
+    """A model of fixed first weights, built by a call that changes no statistics."""
+    keras.utils.set_random_seed(0)
+    model = make()
+    generators = [v for v in model.variables if "seed" in v.name]
+    before = [v.numpy() for v in generators]
+    model(batch()[0], training=False)
+    for variable, value in zip(generators, before, strict=True):
+        variable.assign(value)
+    return model
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            layers.Dense(8, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5, seed=1),
+            layers.Dense(nets.CLASSES),
+        ]
+    )
+
+
+def assert_same_variables(model, expected):
+    assert [v.name for v in model.variables] == [v.name for v in expected.variables]
+    for variable, other in zip(model.variables, expected.variables, strict=True):
+        np.testing.assert_array_equal(variable, other, err_msg=variable.path)
+
+
+class TestNothingIsChanged:
+    @pytest.mark.parametrize("make", [sequential, WithStatistics])
+    def test_a_model_that_is_not_built_is_as_its_first_call_leaves_it(self, make):
+        keras.utils.set_random_seed(0)
+        model = make()
+        tfdeep.diagnose(model, *batch(), nets.LOSS)
+        assert_same_variables(model, built(make))
+
+    @pytest.mark.parametrize("make", [sequential, WithStatistics])
+    def test_a_model_that_is_built(self, make):
+        model, expected = built(make), built(make)
+        tfdeep.diagnose(model, *batch(), nets.LOSS)
+        assert_same_variables(model, expected)
+
+    def test_a_model_that_is_called_built_while_its_layers_are_not(self):
+        model = WithStatistics()
+        model.built = True
+        tfdeep.diagnose(model, *batch(), nets.LOSS)
+        np.testing.assert_array_equal(model.norm.moving_mean, np.zeros(16))
+
+    @pytest.mark.filterwarnings("ignore:.*unbuilt state")
+    def test_a_part_that_is_called_in_training_only(self):
+        model = WithAuxiliaryHead()
+        diagnosis = tfdeep.diagnose(model, *batch(), nets.LOSS)
+        assert len(diagnosis.layers) == 4
+        np.testing.assert_array_equal(model.norm.moving_mean, np.zeros(8))
+
+    def test_a_batch_that_the_model_cannot_take(self):
+        class Refuses(layers.Layer):
+            def call(self, x, training=False):
+                if training:
+                    raise ValueError("not in training")
+                return x
+
+        model = sequential()
+        model.add(Refuses())
+        with pytest.raises(DataError, match="not in training"):
+            tfdeep.diagnose(model, *batch(), nets.LOSS)
+        np.testing.assert_array_equal(model.layers[1].moving_mean, np.zeros(8))
+
+    @pytest.mark.parametrize("were_there", [True, False])
+    def test_the_numbers_that_a_compiled_model_keeps_of_its_losses(self, were_there):
+        model, x, y = two_outputs()
+        model.compile("sgd", ["mse", "mse"], metrics=[["mae"], ["mae"]])
+        if were_there:
+            model.evaluate(x[:10], [part[:10] for part in y], verbose=0)
+        before = {m.name: float(m.result()) for m in parts(model.metrics)}
+        tfdeep.diagnose(model, x, y)
+        after = {m.name: float(m.result()) for m in parts(model.metrics)}
+        assert {"a_loss", "b_loss"} <= set(after)
+        assert after == {name: before.get(name, 0) for name in after}
+        assert bool(after["a_loss"]) == were_there
+
+
+def parts(metrics):
+    """The metrics that hold one number each."""
+    return [m for m in metrics if not hasattr(m, "metrics")]
+
+
+def two_outputs():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((nets.INPUTS,))
+    outputs = [layers.Dense(4, name="a")(inputs), layers.Dense(1, name="b")(inputs)]
+    x = batch()[0]
+    return keras.Model(inputs, outputs), x, [x[:, :4], x[:, :1]]
+
+
+class TestLosses:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            "mse",
+            ["mse", "mse"],
+            {"b": "mse", "a": keras.losses.MeanSquaredError()},
+            keras.losses.mean_squared_error,
+        ],
+    )
+    def test_of_several_outputs_as_compile_takes_them(self, loss):
+        model, x, y = two_outputs()
+        expected = sum(
+            np.mean((output - labels) ** 2)
+            for output, labels in zip(model.predict(x, verbose=0), y, strict=True)
+        )
+        found = tfdeep.diagnose(model, x, y, loss).loss
+        assert found == pytest.approx(expected, rel=1e-5)
+        model.compile("sgd", loss)
+        assert tfdeep.diagnose(model, x, y).loss == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("loss", ["mse", ["mse", "mse"], {"a": "mse", "b": "mse"}])
+    def test_labels_by_the_names_of_the_outputs(self, loss):
+        model, x, (a, b) = two_outputs()
+        found = tfdeep.diagnose(model, x, {"b": b, "a": a}, loss).loss
+        assert found == tfdeep.diagnose(model, x, [a, b], "mse").loss
+
+    def test_a_loss_without_a_reduction(self):
+        model, x, y = two_outputs()
+        model = keras.Model(model.inputs, model.outputs[0])
+        loss = keras.losses.MeanSquaredError(reduction=None)
+        mean = tfdeep.diagnose(model, x, y[0], "mse").loss
+        assert tfdeep.diagnose(model, x, y[0], loss).loss == pytest.approx(mean)
+        model.compile("sgd", loss)
+        assert tfdeep.diagnose(model, x, y[0]).loss == pytest.approx(mean)
+
+    def test_a_model_that_computes_its_own(self):
+        class OwnLoss(keras.Model):
+            def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+                return tf.reduce_mean(x) + tf.reduce_mean(y_pred - y)
+
+        a = keras.Input((3,))
+        model = OwnLoss(a, layers.Dense(1)(a))
+        model.compile("sgd", "mse")
+        loss = tfdeep.diagnose(model, np.zeros((4, 3)), np.full((4, 1), 2.0)).loss
+        assert loss == pytest.approx(-2)
+
+    @pytest.mark.parametrize("is_compiled", [True, False])
+    @pytest.mark.parametrize(
+        ("labels", "loss", "reason"),
+        [
+            (lambda y: y + 100, nets.LOSS, "outside the valid range"),
+            (lambda y: np.eye(9)[y], "categorical_crossentropy", "same shape"),
+            (lambda y: y, "msee", "Could not interpret loss identifier: msee"),
+            (lambda y: [y, y], "mse", "different structures"),
+        ],
+    )
+    def test_that_cannot_be_computed(self, labels, loss, reason, is_compiled):
+        model, (x, y) = dnn(), batch()
+        if is_compiled:
+            model.compile("sgd", loss)
+        with pytest.raises(InvalidArgumentError) as error:
+            tfdeep.diagnose(model, x, labels(y), None if is_compiled else loss)
+        assert "cannot compute the loss" in str(error.value)
+        assert reason in str(error.value)
+        assert "nothing was changed" in str(error.value)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return batch()
+
+
+class TestWhatIsNoBatch:
+    @pytest.mark.parametrize(
+        ("x", "what"),
+        [
+            (None, "`x` is a NoneType"),
+            (3.0, "`x` is a float"),
+            (np.float32(3), "`x` is a float32 of shape ()"),
+            (tf.constant(3.0), "of shape ()"),
+            (np.zeros((2, nets.INPUTS)).tolist(), "`x` is a list that holds a float"),
+            ([], "`x` is a list"),
+            ({"a": None}, "`x` is a dict that holds a NoneType"),
+            ((pair for pair in [batch()]), "`x` is a generator"),
+            (Batches(), "`x` is a Batches"),
+            (np.zeros((0, nets.INPUTS)), f"of shape (0, {nets.INPUTS})"),
+            (tf.ragged.constant([[1.0], [1.0, 2.0]]), "`x` is a RaggedTensor"),
+            (np.array([{}, {}]), "`x` is an ndarray of shape (2,)"),
+        ],
+    )
+    def test_the_inputs(self, x, what):
+        with pytest.raises(DataError) as error:
+            tfdeep.diagnose(dnn(), x, np.zeros(2), nets.LOSS)
+        assert what in str(error.value)
+        assert "x, y = next(iter(dataset))" in str(error.value)
+        assert "np.asarray" in str(error.value)
+
+    @pytest.mark.parametrize("y", [batch()[1].tolist(), 3, Batches(), []])
+    def test_the_labels(self, y):
+        with pytest.raises(DataError, match="`y` is a"):
+            tfdeep.diagnose(dnn(), batch()[0], y, nets.LOSS)
+
+    def test_a_dataset_of_single_examples(self):
+        data = tf.data.Dataset.from_tensor_slices(batch())
+        with pytest.raises(DataError, match=r"dataset.batch\(32\)"):
+            tfdeep.diagnose(dnn(), data, loss=nets.LOSS)
+
+    @pytest.mark.parametrize("count", [10, 300])
+    def test_as_many_labels_as_inputs(self, count):
+        x, y = batch(400)
+        with pytest.raises(DataError) as error:
+            tfdeep.diagnose(dnn(), x, y[:count], nets.LOSS)
+        assert f"`x` of 400 and `y` of {count} examples" in str(error.value)
+
+
+class TestRules:
+    @pytest.mark.parametrize("rules", [None, "default"])
+    def test_the_default_ones(self, rules):
+        diagnosis = tfdeep.diagnose(dnn("sigmoid", 20), *batch(), nets.LOSS, rules)
+        assert "vanishing_gradient" in [f.kind for f in diagnosis.findings]
+
+    @pytest.mark.parametrize("rules", [[], (DeadUnits(),)])
+    def test_those_given(self, rules):
+        diagnosis = tfdeep.diagnose(dnn("sigmoid", 20), *batch(), nets.LOSS, rules)
+        assert diagnosis.findings == ()
+
+    @pytest.mark.parametrize(
+        "rules", ["all", DeadUnits, DeadUnits(), [DeadUnits], ["dead_units"], 3]
+    )
+    def test_what_is_no_list_of_them(self, rules):
+        with pytest.raises(InvalidArgumentError, match="cannot ask these rules"):
+            tfdeep.diagnose(dnn(), *batch(), nets.LOSS, rules)
+
+
+@pytest.mark.parametrize("model", ["net", None, keras.Model, layers.Dense(3)])
+def test_what_is_no_model(model):
+    with pytest.raises(ModelError, match="`model` is a"):
+        tfdeep.diagnose(model, *batch(), nets.LOSS)
 
 
 def test_a_model_that_is_not_built():

@@ -149,6 +149,7 @@ class TestThePage:
         assert len(set(ids)) == len(ids)
         used = {a["href"][1:] for t, a in found.elements if t == "use"}
         assert used <= set(ids)
+        assert "red if it is critical, orange if it is a warning" in found.text
         for title in ("Gradient norm of each layer", "Dead units", "Size of the up"):
             assert title in found.text
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import tfdeep
 from tfdeep._core._architecture import LayerInfo
 from tfdeep.diagnostics import Finding, Recording, _plots
+from tfdeep.diagnostics._finding import KINDS
 from tfdeep.diagnostics._plots import heat_map_png, plot_run
 
 pytest.importorskip("matplotlib")
@@ -38,10 +40,10 @@ def recording(layers=3, steps=30, activation="tanh", units=True, change=None):
 
 
 def drawn(run, findings=()):
-    """The page, once it has been drawn: the four panels."""
+    """The page, once it has been drawn: norms, heat map, updates, loss, and units."""
     figure = plot_run(run, findings)
     figure.savefig(io.BytesIO(), format="png", dpi=30)
-    return figure.axes[:4]
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 
 def lines(axes):
@@ -53,7 +55,7 @@ def lines(axes):
 
 
 def test_it_draws_each_kernel_at_its_steps():
-    norms, heat, updates, units = drawn(recording())
+    norms, heat, updates, _, units = drawn(recording())
     assert list(lines(norms)) == ["h0", "h1", "h2"]
     assert norms.get_yscale() == updates.get_yscale() == "log"
     np.testing.assert_allclose(lines(norms)["h2"][:, 0], np.arange(30))
@@ -70,9 +72,48 @@ def test_it_draws_each_kernel_at_its_steps():
     np.testing.assert_allclose(lines(units)["h2"][:, 1], 1)
 
 
-def test_without_units_it_draws_the_loss():
-    *_, loss = drawn(recording(units=False))
-    assert loss.get_title() == "Loss of each step"
+def titles(run):
+    return [axes.get_title().partition(";")[0] for axes in drawn(run)]
+
+
+def test_it_draws_the_loss_with_and_without_units():
+    usual = [
+        "Gradient norm of each layer",
+        "Gradient norm, layers by steps",
+        "Size of the updates",
+        "Loss of each step",
+    ]
+    assert titles(recording(units=False)) == usual
+    assert titles(recording()) == [*usual, "Dead units and saturated outputs"]
+
+
+def silent(rows):
+    rows["silent_fraction"] = np.where(np.isnan(rows["update_norm"]), np.nan, 0.25)
+
+
+@pytest.mark.parametrize("activation", ["linear", "softmax", "leaky_relu"])
+def test_what_cannot_die_has_no_dead_units(activation):
+    run = recording(activation=activation, units=False, change=silent)
+    assert titles(run)[-1] == "Loss of each step"
+
+
+def test_a_linear_output_is_not_among_the_units():
+    run = recording(activation="relu", units=False, change=silent)
+    *hidden, output = run.layers
+    run.layers = (*hidden, dataclasses.replace(output, activation="linear"))
+    assert list(lines(drawn(run)[-1])) == ["h0", "h1"]
+
+
+def test_the_activation_behind_a_layer_counts():
+    run = recording(layers=1, activation="linear", units=False, change=silent)
+    relu = LayerInfo("relu", "ReLU", "relu", inputs=("h0",))
+    run.layers = (*run.layers, relu)
+    assert list(lines(drawn(run)[-1])) == ["h0"]
+    # What a normalization takes away has no gradient, and is not dead.
+    norm = LayerInfo("norm", "BatchNormalization", inputs=("h0",))
+    relu = dataclasses.replace(relu, inputs=("norm",))
+    run.layers, run.derived = (run.layers[0], norm, relu), {}
+    assert titles(run)[-1] == "Loss of each step"
 
 
 def test_the_flat_side_of_relu_is_not_saturation():
@@ -81,16 +122,13 @@ def test_the_flat_side_of_relu_is_not_saturation():
 
 
 def test_the_fraction_of_silent_units_stands_in_for_dead_ones():
-    def change(rows):
-        rows["silent_fraction"] = np.where(np.isnan(rows["update_norm"]), np.nan, 0.25)
-
-    *_, units = drawn(recording(units=False, change=change))
+    *_, units = drawn(recording(units=False, change=silent))
     assert units.get_title() == "Dead units"
     np.testing.assert_allclose(lines(units)["h1"][:, 1], 0.25)
 
 
 def test_many_layers_have_no_legend_and_few_names():
-    norms, heat, updates, units = drawn(recording(layers=60))
+    norms, heat, updates, _, units = drawn(recording(layers=60))
     assert lines(norms) == lines(updates) == lines(units) == {}
     assert "dark: near the input" in norms.get_title()
     names = [label.get_text() for label in heat.get_yticklabels()]
@@ -103,7 +141,7 @@ def test_a_long_run_has_few_points_and_keeps_its_spikes():
         rows["norm"][61_234] = 1e6
 
     run = recording(layers=2, steps=70_000, change=change)
-    norms, heat, _, _ = drawn(run)
+    norms, heat, *_ = drawn(run)
     assert all(len(line.get_xdata()) < 1000 for line in norms.get_lines())
     assert norms.get_ylim()[1] > 1e6
     assert heat.collections[0].get_array().size <= 2 * 240
@@ -163,6 +201,24 @@ def test_findings_stand_at_their_layer_and_step():
     assert len(heat.get_lines()) == 4
     names = [text.get_text() for text in heat.get_legend().get_texts()]
     assert names == ["vanishing gradient", "loss spike", "of the future"]
+    title = heat.get_legend().get_title().get_text()
+    assert title == "Findings; red: critical, orange: warning"
+
+
+def test_a_kind_has_the_same_mark_in_every_figure():
+    findings = [Finding(kind, "h1", "warning", 0, "", "") for kind in KINDS]
+
+    def marks(findings):
+        heat = drawn(recording(), findings)[1]
+        return {x.get_label(): x.get_marker() for x in heat.get_lines()}
+
+    every = marks(findings)
+    assert len(set(every.values())) == len(KINDS)
+    assert marks(findings[::-1]) == every
+    assert marks(findings[5:6]).items() <= every.items()
+    assert set(marks([Finding("own", "h1", "warning", 0, "", "")]).values()).isdisjoint(
+        every.values()
+    )
 
 
 def test_the_heat_map_is_a_png():
@@ -182,3 +238,12 @@ def test_norms_by_history_can_be_drawn(tmp_path):
     (axes,) = figure.axes
     assert axes.get_title() == "norms"
     assert list(lines(axes)) == ["a/kernel"]
+    assert axes.get_xlabel() == "kept step"  # which of the run's steps is not told
+
+
+def test_norms_by_history_stand_at_their_steps():
+    history = {"a/kernel": {"norm": np.array([4.0, 1.0, 2.0])}}
+    steps = np.array([0, 10, 200])
+    (axes,) = tfdeep.diagnostics.plot_gradient_norms(history, steps=steps).axes
+    np.testing.assert_array_equal(lines(axes)["a/kernel"][:, 0], steps)
+    assert axes.get_xlabel() == "step"

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import tfdeep
+from tfdeep import cli
 from tfdeep._core._architecture import LayerInfo
-from tfdeep.diagnostics import Finding
+from tfdeep.callbacks import _layer_recorder, _recorder
+from tfdeep.diagnostics import Finding, Recording
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
@@ -215,15 +217,54 @@ class TestBadInput:
             '{"finding":7}',
             '{"end":null}',
             '{"telemetry":[7]}',
+            '{"step":Infinity,"loss":[1]}',
+            '{"step":99999999999999999999,"loss":[1]}',
+            '{"step":9223372036854775807,"loss":[1]}',
+            '{"step":-1,"loss":[1]}',
+            '{"end":1e999}',
+            '{"end":1e300}',
+            f'{{"step":1,"loss":[{"9" * 400}]}}',
+            '{"step":1,"loss":[1e39]}',  # no float32
+            '{"step":1,"norm":[1,2,3,4]}',
+            '{"step":1,"loss":[1,2]}',
+            '{"step":1,"effective_rank":[1]}',
+            "[" * 100_000,
+            '{"step":' * 100_000,
+            '{"finding":{"kind":"","layer":"","severity":"","first_step":1e300,'
+            '"evidence":"","remedy":""}}',
         ],
+        ids=lambda line: line[:40],
     )
-    def test_a_damaged_line(self, tmp_path, line):
+    def test_a_damaged_line(self, tmp_path, line, capsys):
         path = write(tmp_path)
         lines = path.read_text().splitlines()
         lines.insert(2, line)
         path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(CorruptFileError, match="The file of the run is damaged"):
+        with pytest.raises(CorruptFileError, match=r"damaged\.\n.*line 3: "):
             read_run(tmp_path)
+        assert cli.main(["report", str(tmp_path)]) == cli.FAILED
+        assert "The file of the run is damaged" in capsys.readouterr().err
+
+    def test_a_first_step_without_quantities(self, tmp_path):
+        RunFileWriter(tmp_path).begin(VARIABLES, LAYERS)
+        with (tmp_path / FILE_NAME).open("a") as file:
+            file.write('{"step":0}\n{"step":1}\n')
+        with pytest.raises(CorruptFileError, match="line 2: the first step has no"):
+            read_run(tmp_path)
+
+    def test_the_width_is_that_of_the_header_from_the_first_row_on(self, tmp_path):
+        RunFileWriter(tmp_path).begin(VARIABLES, LAYERS)
+        with (tmp_path / FILE_NAME).open("a") as file:
+            file.write('{"step":0,"loss":[1],"norm":[1,2]}\n')
+        with pytest.raises(CorruptFileError, match="'norm' has 2 numbers instead of 3"):
+            read_run(tmp_path)
+
+    def test_the_directory_of_tensorboard(self, tmp_path):
+        write(tmp_path / "log")
+        write(tmp_path / "log")
+        (tmp_path / "log" / "fit_2").mkdir()
+        with pytest.raises(InvalidArgumentError, match=r"give .*log' with `run=2`"):
+            read_run(tmp_path / "log" / "fit_2")
 
     @pytest.mark.parametrize(
         "header",
@@ -233,7 +274,13 @@ class TestBadInput:
             '{"run":1,"variables":[],"layers":[{"kind":"Dense"}]}',
             '{"run":1,"variables":[],"layers":[7]}',
             '{"run":1,',
+            '{"run":' + "[" * 100_000,
+            '{"run":1,"variables":[],"layers":[{"path":"a","kind":"b","inputs":7}]}',
+            '{"run":1,"variables":[],"layers":[{"path":"a","kind":"b","gain":'
+            + "9" * 400
+            + "}]}",
         ],
+        ids=lambda header: header[:40],
     )
     def test_a_damaged_header(self, tmp_path, header):
         (tmp_path / FILE_NAME).write_text(header + '\n{"end":0}\n')
@@ -250,6 +297,75 @@ class TestBadInput:
         run = read_run(tmp_path)
         assert len(run.recording.steps) == 4
         assert run.recording.layers[0].path == "hidden1"
+
+    def test_a_quantity_of_a_later_version_is_left_out(self, tmp_path):
+        path = write(tmp_path)
+        header, first, *lines = path.read_text().splitlines()
+        more = ',"weather":[1,2,3,4,5],"mood":"fine"}'
+        path.write_text("\n".join([header, first[:-1] + more, *lines]) + "\n")
+        recording = read_run(tmp_path).recording
+        assert recording.quantities == ("loss", "norm", "mean", "silent_fraction")
+        np.testing.assert_allclose(recording["norm"], rows()["norm"], rtol=1e-4)
+
+    def test_names_that_are_none_do_no_harm(self, tmp_path):
+        layer = {"path": 7, "kind": {}, "activation": [], "kernel": [], "bias": 1.5}
+        header = {"run": 1, "variables": ["a/kernel"], "layers": [layer]}
+        (tmp_path / FILE_NAME).write_text(
+            json.dumps(header, separators=(",", ":"))
+            + '\n{"step":0,"loss":[1],"norm":[1]}\n'
+        )
+        tfdeep.diagnostics.write_html_report(tmp_path)
+
+
+def test_every_quantity_that_is_written_can_be_read():
+    recording = Recording(VARIABLES, LAYERS)
+    widths = {name: recording.width(name) for name in _recorder.OF_VARIABLES}
+    assert set(widths.values()) == {3}
+    of_layers = (*_layer_recorder.QUANTITIES, "inactive_fraction")
+    assert {recording.width(name) for name in of_layers} == {2}
+    of_the_net = ("loss", "input_offset", "input_spread")
+    assert {recording.width(name) for name in of_the_net} == {1}
+    assert recording.width("weather") is None
+
+
+class TestExtend:
+    def test_what_is_left_out_is_unknown(self):
+        recording = Recording(VARIABLES, LAYERS)
+        recording.extend({"loss": np.full((3, 1), 5), "mean": np.ones((3, 3))})
+        recording.extend({"mean": np.full((2, 3), 2)})
+        np.testing.assert_array_equal(
+            recording["loss"][:, 0], [5, 5, 5, np.nan, np.nan]
+        )
+        assert recording["mean"][:, 0].tolist() == [1, 1, 1, 2, 2]
+        recording.extend({"loss": np.full((1, 1), 6)})
+        assert list(recording.measured_steps) == [0, 1, 2, 3, 4]
+        assert recording["loss"][-1] == 6
+
+    def test_what_is_new_was_unknown(self):
+        recording = Recording(VARIABLES, LAYERS)
+        recording.extend({"loss": np.ones((3, 1)), "mean": np.ones((3, 3))})
+        recording.extend({"norm": np.full((2, 3), 2), "flat_fraction": np.ones((2, 2))})
+        np.testing.assert_array_equal(recording["norm"][:, 0], [np.nan] * 3 + [2, 2])
+        np.testing.assert_array_equal(
+            recording["flat_fraction"][:, 1], [np.nan] * 3 + [1, 1]
+        )
+        np.testing.assert_array_equal(
+            recording["mean"][:, 0], [1, 1, 1, np.nan, np.nan]
+        )
+
+    def test_a_full_table_takes_what_is_new(self):
+        recording = Recording(VARIABLES, LAYERS, memory=0)
+        recording.extend({"loss": np.arange(2000.0)[:, None]})
+        recording.extend({"norm": np.arange(6000.0).reshape(2000, 3)})
+        assert recording.total_steps == 4000
+        later = recording.steps >= 2000
+        np.testing.assert_array_equal(np.isnan(recording["norm"][:, 0]), ~later)
+        np.testing.assert_array_equal(np.isnan(recording["loss"][:, 0]), later)
+
+    @pytest.mark.parametrize("nothing", [{}, {"loss": np.empty((3, 0))}])
+    def test_by_nothing(self, nothing):
+        with pytest.raises(InvalidArgumentError, match="cannot be extended by nothing"):
+            Recording(VARIABLES).extend(nothing)
 
 
 class TestThinning:

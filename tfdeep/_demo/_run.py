@@ -273,7 +273,9 @@ def _say_results(
     else:
         figure = output / "gradient_norms.png"
         tfdeep.diagnostics.plot_gradient_norms(
-            first.monitor.history, title="Gradient norms of the fine-tuned layers"
+            first.monitor.history,
+            title="Gradient norms of the fine-tuned layers",
+            steps=first.monitor.recording.steps,
         ).savefig(figure, dpi=120)
         say(f"Figure:      {figure}")
 

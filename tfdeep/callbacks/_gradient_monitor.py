@@ -30,6 +30,7 @@ from tfdeep.diagnostics import (
 from tfdeep.diagnostics._examiner import Examiner, in_order
 from tfdeep.diagnostics._finding import group_text, grouped
 from tfdeep.diagnostics.rules import Rule, default_rules
+from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import (
     InvalidArgumentError,
     ModelError,
@@ -135,7 +136,7 @@ class GradientMonitor(keras.callbacks.Callback):
             )
         self.rules = _checked_rules(rules)
         self.on_finding = _checked_on_finding(on_finding)
-        self._writer = None if log_dir is None else RunWriter(_checked(log_dir))
+        self._writer = None if log_dir is None else RunWriter(_checked_log_dir(log_dir))
         self._recorder: StepRecorder | None = None
         self._reset()
 
@@ -224,6 +225,7 @@ class GradientMonitor(keras.callbacks.Callback):
             report,
             findings=self.findings,
             remarks=report.remarks + wrappers,
+            _layers=recording.layers,
         )
 
     def plot(self) -> Any:
@@ -445,8 +447,10 @@ class GradientMonitor(keras.callbacks.Callback):
                 finding,
             )
         elif self.on_finding is not None:
+            layers = self._recording.layers if self._recording else ()
             for group in grouped(new):
-                warnings.warn(group_text(group), SickLayerWarning, stacklevel=2)
+                text = group_text(group, layers)
+                warnings.warn(text, SickLayerWarning, stacklevel=2)
             if self.on_finding == "stop":
                 self.model.stop_training = True
 
@@ -497,7 +501,7 @@ def _checked_flush_every(flush_every: Any) -> int:
     return int(flush_every)
 
 
-def _checked(log_dir: Any) -> str:
+def _checked_log_dir(log_dir: Any) -> str:
     try:
         path: str = os.fspath(log_dir)
     except TypeError as error:
@@ -528,19 +532,7 @@ def _checked_flag(name: str, value: Any) -> bool:
 def _checked_rules(rules: Any) -> tuple[Rule, ...]:
     if isinstance(rules, str) and rules == "default":
         return tuple(default_rules())
-    if rules is None:
-        return ()
-    is_list = isinstance(rules, Sequence) and not isinstance(rules, str)
-    if not is_list or not all(isinstance(r, Rule) and r.kind for r in rules):
-        raise InvalidArgumentError(
-            explain(
-                "`GradientMonitor` cannot ask these rules.",
-                received=f"rules={rules!r}",
-                expected='"default", None, or a list of rules, each with a `kind`',
-                fix="call the class: `rules=[tfdeep.diagnostics.rules.DeadUnits()]`",
-            )
-        )
-    return tuple(rules)
+    return () if rules is None else checked(rules, "GradientMonitor")
 
 
 def _checked_on_finding(on_finding: Any) -> OnFinding:

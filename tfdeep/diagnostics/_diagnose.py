@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _activations, _architecture, _gradients, _paths
-from tfdeep._core._explain import explain
+from tfdeep._core import (
+    _activations,
+    _architecture,
+    _gradients,
+    _keras_internals,
+    _paths,
+)
+from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._layer_calls import LayerCall, LayerCalls
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._examiner import in_order
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import Rule, default_rules
+from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import DataError, InvalidArgumentError, ModelError
 
 _MOST_EXAMPLES = 256
@@ -30,32 +38,39 @@ def diagnose(
     x: Any,
     y: Any = None,
     loss: Any = None,
-    rules: list[Rule] | None = None,
+    rules: Sequence[Rule] | str | None = "default",
 ) -> Diagnosis:
     """Says before training how a signal goes through a model, and a gradient back.
 
     Use it on a new model, with a batch of the data it is to learn from. The batch is
     sent through the model once, as in training, and the loss back. Nothing is changed:
-    no weight, no moving average, no optimizer. Where the batch itself holds NaN or
-    infinite values that the model does not fill in, that alone is found.
+    no weight, no moving average, no metric, no optimizer. A model that is not built
+    gets its first weights, as when it is first called. Where the batch itself holds NaN
+    or infinite values that the model does not fill in, that alone is found.
 
     Args:
         model: A Keras model; it need not be compiled.
-        x: A batch of inputs as `model` takes them, or a `tf.data.Dataset`, of which the
-            first batch is taken. At most 256 examples are used.
+        x: A batch of inputs as `model` takes them, in arrays or tensors, or a
+            `tf.data.Dataset`, of which the first batch is taken. At most 256 examples
+            are used.
         y: The labels of the batch. Without labels a random gradient is sent back from
             the outputs, so that only ratios between layers mean anything.
-        loss: A Keras loss or its name. Defaults to the one the model was compiled with.
-        rules: The rules to ask. Defaults to those of `GradientMonitor`.
+        loss: A Keras loss or its name; for a model of several outputs one for all of
+            them, or a list or dict, as `compile` takes it. Defaults to the one the
+            model was compiled with.
+        rules: A list of `tfdeep.diagnostics.rules.Rule`. "default" or None takes one
+            of each kind.
 
     Returns:
         A `Diagnosis`, which prints as a table. `findings` holds what is wrong,
         `plot()` draws it.
 
     Raises:
-        DataError: If the dataset is empty, or the model cannot take the batch.
-        InvalidArgumentError: If labels are given and no loss is known.
-        ModelError: If the model has no layer with weights.
+        DataError: If `x` or `y` is no batch, the dataset is empty, or the model cannot
+            take the batch.
+        InvalidArgumentError: If labels are given and no loss is known, if the loss
+            cannot be computed of them, or if `rules` are none.
+        ModelError: If it is no Keras model, or has nothing to train.
 
     Example:
 
@@ -69,9 +84,11 @@ def diagnose(
     Reference: Glorot and Bengio, Understanding the difficulty of training deep
     feedforward neural networks, 2010.
     """
+    _check_model(model)
+    rules = _checked_rules(rules)
     x, y = _one_batch(x, y)
-    compute_loss = _loss_function(model, y, loss)
-    calls, value, gradients = _forward_and_back(model, x, y, compute_loss)
+    compute_loss = _loss_function(model, x, y, loss)
+    calls, value, gradients = _forward_and_back(model, x, compute_loss)
     infos = _architecture.describe(model)
     variables = _trainable(model)
     rows = _rows(infos, calls, variables, value, gradients)
@@ -82,7 +99,7 @@ def diagnose(
     findings = _bad_values(x, y) if _is_broken(rows) else []
     findings = findings or [
         Finding(rule.kind, s.layer, s.severity, 0, s.evidence, s.remedy)
-        for rule in (default_rules() if rules is None else rules)
+        for rule in rules
         for s in rule.look(recording)
     ]
     order = [info.path for info in infos]
@@ -145,27 +162,113 @@ def _one_batch(x: Any, y: Any) -> tuple[Any, Any]:
             )
         x, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
         y = labels if y is None else y
+    _check_counts({"x": x} if y is None else {"x": x, "y": y})
+    return _first_examples("x", x), None if y is None else _first_examples("y", y)
 
-    def first(values: Any) -> Any:
-        tensor = tf.convert_to_tensor(values)[:_MOST_EXAMPLES]
+
+def _check_counts(batch: dict[str, Any]) -> None:
+    """Raises an error unless all parts of a batch hold equally many examples."""
+    counts = {name: _counts(name, values) for name, values in batch.items()}
+    if len(set().union(*counts.values())) > 1:
+        found = [f"`{name}` of {listing(counts[name])}" for name in counts]
+        raise DataError(
+            explain(
+                "`diagnose` got inputs and labels that do not belong together.",
+                received=f"{' and '.join(found)} examples",
+                expected="equally many examples in each array of the batch",
+                fix="give the labels of the same batch; nothing was changed",
+            )
+        )
+
+
+def _counts(name: str, values: Any) -> list[int]:
+    """The different numbers of examples in the arrays of a structure."""
+    counts = []
+    for part in keras.tree.flatten(values) or [values]:
+        shape = tuple(getattr(part, "shape", ()))
+        if not shape or not shape[0]:
+            raise _no_batch(name, values, part)
+        counts.append(shape[0])
+    return sorted(set(counts))
+
+
+def _first_examples(name: str, values: Any) -> Any:
+    def first(part: Any) -> Any:
+        try:
+            tensor = tf.convert_to_tensor(part)[:_MOST_EXAMPLES]
+        except (ValueError, TypeError) as error:
+            raise _no_batch(name, values, part) from error
         if tensor.dtype.is_floating:  # as `fit` does
             tensor = tf.cast(tensor, keras.config.floatx())
         return tensor
 
-    return keras.tree.map_structure(first, x), (
-        None if y is None else keras.tree.map_structure(first, y)
+    return keras.tree.map_structure(first, values)
+
+
+def _no_batch(name: str, values: Any, part: Any) -> DataError:
+    """The error for `part` of what was given as `name`, which is no batch."""
+    received = f"`{name}` is {a_type(values)}"
+    if part is not values:
+        received += f" that holds {a_type(part)}"
+    if hasattr(part, "shape"):
+        received += f" of shape {tuple(part.shape)}"
+    return DataError(
+        explain(
+            "`diagnose` got no batch to look at.",
+            received=received,
+            expected="arrays or tensors whose first axis is the examples",
+            fix="`x, y = next(iter(dataset))` takes a batch of what yields batches, "
+            "`dataset.batch(32)` makes batches of examples, `np.asarray` makes an "
+            "array of a list; nothing was changed",
+        )
     )
 
 
-def _loss_function(model: Any, y: Any, loss: Any) -> Callable[[Any, Any], Any]:
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            explain(
+                "`diagnose` looks at Keras models.",
+                received=f"`model` is {a_type(model)}",
+                expected="a keras.Model",
+                fix="`keras.Sequential([layer])` makes a model of a layer; nothing was "
+                "changed",
+            )
+        )
+
+
+def _checked_rules(rules: Any) -> Sequence[Rule]:
+    is_default = isinstance(rules, str) and rules == "default"
+    if rules is None or is_default:
+        return default_rules()
+    return checked(rules, "diagnose")
+
+
+def _loss_function(model: Any, x: Any, y: Any, loss: Any) -> Callable[[Any], Any]:
+    """What computes the loss of the model's outputs."""
     if y is None:
         return _random_gradient
+    if loss is None and not model.compiled:
+        raise _no_loss()
     if loss is not None:
-        function: Callable[[Any, Any], Any] = keras.losses.get(loss)
-        return lambda labels, outputs: tf.reduce_mean(function(labels, outputs))
-    if getattr(model, "compiled", False):
-        return lambda labels, outputs: model.compute_loss(y=labels, y_pred=outputs)
-    raise InvalidArgumentError(
+        # What a loss means for several outputs is known to `compile` alone.
+        of_outputs = getattr(model, "output_names", None)
+        model = keras.Model(name="loss")
+        model.output_names = of_outputs
+        model.compile(optimizer=None, loss=loss)
+
+    def compute(outputs: Any) -> Any:
+        try:
+            value = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=None)
+            return tf.reduce_mean(value)
+        except (LookupError, ValueError, TypeError, tf.errors.OpError) as error:
+            raise _no_value(y, outputs, error) from error
+
+    return compute
+
+
+def _no_loss() -> InvalidArgumentError:
+    return InvalidArgumentError(
         explain(
             "`diagnose` does not know the loss.",
             received="labels, loss=None, and a model that is not compiled",
@@ -175,7 +278,24 @@ def _loss_function(model: Any, y: Any, loss: Any) -> Callable[[Any, Any], Any]:
     )
 
 
-def _random_gradient(_: Any, outputs: Any) -> Any:
+def _no_value(y: Any, outputs: Any, error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        explain(
+            f"`diagnose` cannot compute the loss of these labels: {error}",
+            received=f"labels of shape {_shapes(y)} for outputs of shape "
+            f"{_shapes(outputs)}",
+            expected="a loss as `model.compile` takes it, and labels that fit it",
+            fix="name a loss of `keras.losses`, give one loss and one array of labels "
+            "for each output, or look at the labels; nothing was changed",
+        )
+    )
+
+
+def _shapes(tensors: Any) -> Any:
+    return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), tensors)
+
+
+def _random_gradient(outputs: Any) -> Any:
     """A sum of the outputs whose gradient is standard normal noise."""
     rng = np.random.default_rng(0)
     return tf.add_n(
@@ -187,18 +307,45 @@ def _random_gradient(_: Any, outputs: Any) -> Any:
     )
 
 
+def _build(model: Any, x: Any) -> None:
+    """Has the model create its weights, and leaves them as they were created."""
+    # The first call updates no moving average; some parts wait for the second.
+    for training in (False, True):
+        if not _is_built(model):
+            with _state_kept(model):
+                _call(model, x, training)
+
+
+def _is_built(layer: Any) -> bool:
+    return layer.built and all(map(_is_built, _keras_internals.sublayers(layer)))
+
+
+@contextlib.contextmanager
+def _state_kept(model: Any) -> Iterator[None]:
+    """Puts back at its end what variables and metrics held before."""
+    metrics = model.metrics
+    variables = [*model.variables, *(v for m in metrics for v in m.variables)]
+    kept = [(v, v.numpy()) for v in variables]
+    try:
+        yield
+    finally:
+        for metric in model.metrics:
+            if metric not in metrics:  # a loss makes some when it is first computed
+                metric.reset_state()
+        for variable, before in kept:
+            variable.assign(before)
+
+
 def _forward_and_back(
-    model: Any, x: Any, y: Any, compute_loss: Callable[[Any, Any], Any]
+    model: Any, x: Any, compute_loss: Callable[[Any], Any]
 ) -> tuple[dict[str, LayerCall], Any, tuple[list[Any], dict[str, Any]]]:
     """One pass through the model; what it changes on the way is put back."""
-    if not model.built:
-        _call(model, x)
+    _build(model, x)
     calls_of = LayerCalls(_architecture.layers_of(model))
-    kept = [(v, v.numpy()) for v in model.non_trainable_variables]
-    try:
+    with _state_kept(model):
         with tf.GradientTape() as tape, calls_of.watching():
-            outputs = _call(model, x)
-            value = compute_loss(y, outputs)
+            outputs = _call(model, x, training=True)
+            value = compute_loss(outputs)
         calls = {
             path: call
             for path, call in calls_of.take().items()
@@ -209,22 +356,18 @@ def _forward_and_back(
         gradients = tape.gradient(
             value, [*variables, *(calls[path].output for path in paths)]
         )
-    finally:
-        for variable, before in kept:
-            variable.assign(before)
     of_outputs = dict(zip(paths, gradients[len(variables) :], strict=True))
     return calls, value, (gradients[: len(variables)], of_outputs)
 
 
-def _call(model: Any, x: Any) -> Any:
+def _call(model: Any, x: Any, training: bool) -> Any:
     try:
-        return model(x, training=True)
+        return model(x, training=training)
     except (ValueError, TypeError, tf.errors.OpError) as error:
-        shapes = keras.tree.map_structure(lambda t: tuple(t.shape), x)
         raise DataError(
             explain(
                 f"The model `{model.name}` cannot take this batch: {error}",
-                received=f"inputs of shape {shapes}",
+                received=f"inputs of shape {_shapes(x)}",
                 expected="a batch as `model.fit` gets it",
                 fix="add the batch axis, or cast the inputs; nothing was changed",
             )

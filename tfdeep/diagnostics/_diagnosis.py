@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics._plots import figure_class
@@ -84,7 +85,19 @@ class Diagnosis(Record):
             shorten(rows, _MOST_ROWS),
             align="llrrrr",
         )
-        return f"{table}\n{findings_table(self.findings)}"
+        return f"{table}\n{findings_table(self.findings, self._order)}"
+
+    @property
+    def _order(self) -> list[LayerInfo]:
+        """The layers in order, as far as telling neighbours asks for."""
+        return [
+            LayerInfo(
+                layer.path,
+                layer.kind,
+                kernel=None if np.isnan(layer.kernel_norm) else layer.path,
+            )
+            for layer in self.layers
+        ]
 
     def plot(self) -> Any:
         """Draws the standard deviation of signal and gradient by layer.

@@ -6,6 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
+from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record
 
 KINDS = (
@@ -26,6 +27,8 @@ KINDS = (
 )
 
 SEVERITIES = ("critical", "warning")
+
+_MOST_PARTS = 6  # layers, or ranges of layers, that a text names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +61,42 @@ class Finding(Record):
         return f"{where}: {self.evidence} since step {self.first_step}; {self.remedy}"
 
 
-def findings_table(findings: Sequence[Finding]) -> str:
-    """Findings for people: neighbouring layers of one kind together."""
+def findings_table(
+    findings: Sequence[Finding], layers: Sequence[LayerInfo] = ()
+) -> str:
+    """Findings for people: what is said of several layers is said once.
+
+    Args:
+        findings: The findings, in the order in which they are to be told.
+        layers: The layers of the model, from the input to the output. Those that
+            stand side by side are then written as a range.
+    """
     if not findings:
         return "Nothing found."
-    return "\n".join(group_text(group) for group in grouped(findings))
+    return "\n".join(group_text(group, layers) for group in grouped(findings))
 
 
-def group_text(group: Sequence[Finding]) -> str:
-    """What a group of findings says, for people."""
+def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> str:
+    """What a group of findings says, for people.
+
+    Args:
+        group: Findings of the same kind, severity and remedy.
+        layers: As for `findings_table`.
+    """
     first = group[0]
-    where = first.layer or "the net"
-    if len(group) > 1:
-        where = f"{first.layer} ... {group[-1].layer} ({len(group)} layers)"
+    where = _place(first)
+    evidence = first.evidence
+    count = len({finding.layer for finding in group})
+    if count > 1:
+        # What was measured at one layer is not to be claimed for all.
+        if any(finding.evidence != evidence for finding in group):
+            evidence = f"{where}: {evidence}"
+        where = f"{_places(group, layers)} ({count} layers)"
     since = min(finding.first_step for finding in group)
     return (
         f"{first.severity}: {first.kind} at {where}, since step {since}\n"
         + textwrap.indent(
-            textwrap.fill(f"{first.evidence}.", 76)
+            textwrap.fill(f"{evidence}.", 76)
             + "\n"
             + textwrap.fill(f"To mend: {first.remedy}.", 76),
             "  ",
@@ -90,3 +111,44 @@ def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
         key = (finding.kind, finding.severity, finding.remedy)
         groups.setdefault(key, []).append(finding)
     return list(groups.values())
+
+
+def neighbours(
+    findings: Sequence[Finding], layers: Sequence[LayerInfo]
+) -> list[list[Finding]]:
+    """Sorts findings from the input to the output, and parts those not side by side.
+
+    Args:
+        findings: Some findings of one kind.
+        layers: The layers of the model, from the input to the output. What is not
+            among them stands by itself.
+    """
+    # An activation between two kernels does not part them.
+    sick = {finding.layer for finding in findings}
+    order = [x.path for x in layers if x.kernel or x.path in sick]
+    place = {path: i for i, path in enumerate(order)}
+    last: int | None = None
+    runs: list[list[Finding]] = []
+    for finding in sorted(findings, key=lambda f: place.get(f.layer, -1)):
+        here = place.get(finding.layer)
+        if last is not None and here is not None and here - last <= 1:
+            runs[-1].append(finding)
+        else:
+            runs.append([finding])
+        last = here
+    return runs
+
+
+def _place(finding: Finding) -> str:
+    return finding.layer or "the net"
+
+
+def _places(group: Sequence[Finding], layers: Sequence[LayerInfo]) -> str:
+    """Names the layers of a group: "h1 ... h7, h9"."""
+    parts: list[str] = []
+    for run in neighbours(group, layers):
+        names = list(dict.fromkeys(_place(finding) for finding in run))
+        parts += [f"{names[0]} ... {names[-1]}"] if len(names) > 2 else names
+    parts = list(dict.fromkeys(parts))
+    shown = ", ".join(parts[:_MOST_PARTS])
+    return shown if len(parts) <= _MOST_PARTS else f"{shown}, ..."

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdeep._core._records import counted
 from tfdeep.diagnostics import _plots
-from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding
+from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbours
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
 
@@ -67,10 +67,11 @@ _CAPTIONS: dict[_plots.Draw, str] = {
     "lines are near the input. Lines that lie far apart in order of depth mean a "
     "gradient that shrinks or grows from layer to layer.",
     _plots.draw_heat_map: "The same by layer and step, from the input at the top to "
-    "the output. A mark is a finding, at the step where it was first seen.",
-    _plots.draw_units: "Solid: the fraction of units that had no gradient, or were "
-    "not active, for a while. Dashed: the fraction of outputs on which the "
-    "activation is flat.",
+    "the output. A mark is a finding, at the step where it was first seen: red if it "
+    "is critical, orange if it is a warning.",
+    _plots.draw_units: "Of activations that can die or saturate. Solid: the fraction "
+    "of units that had no gradient, or were not active, for a while. Dashed: the "
+    "fraction of outputs on which the activation is flat.",
     _plots.draw_updates: "How much a step changes the weights, against their size, at "
     "every tenth step, later every fiftieth. About a thousandth is usual.",
     _plots.draw_loss: "The loss of each step's batch. The thick line is the running "
@@ -208,41 +209,24 @@ def group_findings(
 
     The gravest come first, and of those what was seen first.
     """
-    # An activation between two kernels does not part them.
-    counted = {finding.layer for finding in findings}
-    counted |= {layer.path for layer in recording.layers if layer.kernel}
-    order = [layer.path for layer in recording.layers if layer.path in counted]
-    place = {path: i for i, path in enumerate(order)}
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.severity), []).append(finding)
     rank = {kind: i for i, kind in enumerate(KINDS)}
 
-    def key(finding: Finding) -> tuple[int, int, str, int, int]:
-        severity = finding.severity
+    def key(group: Sequence[Finding]) -> tuple[int, int, int, str]:
+        first = group[0]
         return (
-            SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES),
-            rank.get(finding.kind, len(rank)),
-            finding.kind,
-            place.get(finding.layer, -1),
-            finding.first_step,
+            SEVERITIES.index(first.severity)
+            if first.severity in SEVERITIES
+            else len(SEVERITIES),
+            min(finding.first_step for finding in group),
+            rank.get(first.kind, len(rank)),
+            first.kind,
         )
 
-    groups: list[list[Finding]] = []
-    for finding in sorted(findings, key=key):
-        last = groups[-1][-1] if groups else None
-        here = place.get(finding.layer)
-        before = None if last is None else place.get(last.layer)
-        if (
-            last is not None
-            and (last.kind, last.severity) == (finding.kind, finding.severity)
-            and here is not None
-            and before is not None
-            and here - before <= 1
-        ):
-            groups[-1].append(finding)
-        else:
-            groups.append([finding])
-    return sorted(
-        groups, key=lambda group: (key(group[0])[0], min(f.first_step for f in group))
-    )
+    runs = [run for g in groups.values() for run in neighbours(g, recording.layers)]
+    return sorted(runs, key=key)
 
 
 def _finding(group: Sequence[Finding]) -> str:

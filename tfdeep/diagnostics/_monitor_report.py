@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record, counted, render_table, shorten
 from tfdeep.diagnostics._finding import Finding, findings_table
 
@@ -19,16 +20,20 @@ _MOST_ROWS = 60
 class VariableSummary:
     """The recorded gradients of one variable over a run.
 
+    The kept steps are those in the history. Of a long run these are not all, and more
+    of its first and last steps than of those between.
+
     Attributes:
         path: The variable's path in its model.
-        norm_at_start: Median L2 norm over the first tenth of the steps.
-        norm_at_end: Median L2 norm over the last tenth of the steps.
-        largest_norm: The largest finite L2 norm of any step.
-        clipped_fraction: Fraction of the steps whose gradient was shortened.
+        norm_at_start: Median L2 norm over the first tenth of the kept steps.
+        norm_at_end: Median L2 norm over the last tenth of them.
+        largest_norm: The largest finite L2 norm of any of them.
+        clipped_fraction: Fraction of those with a gradient whose gradient was
+            shortened.
         update_ratio: Median of update norm over weight norm.
-        nonfinite_steps: Number of steps whose gradient has no finite norm.
+        nonfinite_steps: Number of kept steps whose gradient has no finite norm.
         first_nonfinite_step: The first of them, or None.
-        steps_with_gradient: Number of steps that had a gradient at all.
+        steps_with_gradient: Number of kept steps that had a gradient at all.
     """
 
     path: str
@@ -47,7 +52,7 @@ class MonitorReport(Record):
     """What a `GradientMonitor` recorded, summed up by variable.
 
     Attributes:
-        steps: Number of recorded steps.
+        steps: Number of steps of the run.
         variables: One summary a variable, from the input to the output.
         remarks: What stands out, in words.
         findings: What the rules found, the gravest and earliest first.
@@ -57,6 +62,10 @@ class MonitorReport(Record):
     variables: tuple[VariableSummary, ...]
     remarks: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    # From the input to the output, to say where findings are side by side.
+    _layers: tuple[LayerInfo, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         rows = [
@@ -77,7 +86,7 @@ class MonitorReport(Record):
             notes=self.remarks,
             align="lrrrrr",
         )
-        return f"{findings_table(self.findings)}\n\n{table}"
+        return f"{findings_table(self.findings, self._layers)}\n\n{table}"
 
 
 def summarize(history: History, steps: np.ndarray | None = None) -> MonitorReport:
@@ -155,12 +164,12 @@ def _remarks(summaries: tuple[VariableSummary, ...], rows: int) -> list[str]:
             f"Gradients whose norm is not finite, first in {first.path} at step "
             f"{first.first_nonfinite_step}."
         )
-    kernels = [s for s in summaries if s.norm_at_end > 0]
+    kernels = [s for s in summaries if s.path.endswith("kernel") and s.norm_at_end > 0]
     if len(kernels) > 1:
         weakest = min(kernels, key=lambda s: s.norm_at_end)
         strongest = max(kernels, key=lambda s: s.norm_at_end)
         remarks.append(
-            f"At the end {weakest.path} has the smallest gradient, "
+            f"At the end {weakest.path} has the smallest gradient of the kernels, "
             f"{strongest.norm_at_end / weakest.norm_at_end:.3g} times smaller than "
             f"that of {strongest.path}."
         )

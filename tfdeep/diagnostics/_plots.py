@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain
-from tfdeep.diagnostics._finding import Finding
+from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._monitor_report import History
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run
-from tfdeep.diagnostics.rules._measures import BOUNDED
+from tfdeep.diagnostics.rules import _measures
 from tfdeep.errors import MissingDependencyError
 
 # A line of the figures has at most so many points, a heat map so many columns.
@@ -31,10 +31,16 @@ _LONGEST_NAME = 30  # letters
 _USUAL_RATIOS = (1e-4, 1e-2)
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
-_MARKERS = "ovsD^P*X<>dphH"
+# One shape a kind, the same in every figure; a rule of one's own has the last.
+_MARKERS = dict(zip(KINDS, "ovsD^P*X<>dphH", strict=True))
+_OWN_MARKER = (4, 1, 0)  # a star of four points
 
 
-def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
+def plot_gradient_norms(
+    history: History,
+    title: str = "Gradient norms",
+    steps: np.ndarray | None = None,
+) -> Any:
     """Draws the gradient norm of each layer's kernel over the steps.
 
     Layers run from dark (near the input) to light (near the output), so that a
@@ -44,6 +50,8 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     Args:
         history: `GradientMonitor.history`. Biases are left out.
         title: Title of the figure.
+        steps: The numbers of the steps, if not every step is there, as of a long run:
+            `GradientMonitor.recording.steps`. None counts what is there.
 
     Returns:
         A `matplotlib.figure.Figure`; `figure.savefig("norms.png")` writes it.
@@ -68,10 +76,11 @@ def plot_gradient_norms(history: History, title: str = "Gradient norms") -> Any:
     for shade, (path, recorded) in zip(shades, shown.items(), strict=True):
         norm = np.where(np.isfinite(recorded["norm"]), recorded["norm"], np.nan)
         label = path if len(shown) <= 20 else None
-        axes.plot(norm, color=shade, linewidth=0.5, alpha=0.4)
-        axes.plot(_running_median(norm), color=shade, linewidth=1.5, label=label)
+        x = np.arange(len(norm)) if steps is None else steps
+        axes.plot(x, norm, color=shade, linewidth=0.5, alpha=0.4)
+        axes.plot(x, _running_median(norm), color=shade, linewidth=1.5, label=label)
     axes.set_yscale("log")
-    axes.set_xlabel("step")
+    axes.set_xlabel("kept step" if steps is None else "step")
     axes.set_ylabel("L2 norm of the gradient")
     axes.set_title(title)
     axes.grid(True, which="major", alpha=0.3)
@@ -94,10 +103,11 @@ def _running_median(values: np.ndarray) -> np.ndarray:
 def plot_run(
     run: Recording | Run, findings: Sequence[Finding] = (), title: str = ""
 ) -> Any:
-    """Draws a run on one page: norms, layers by steps, updates, dead units or loss.
+    """Draws a run on one page: norms, layers by steps, updates, loss, dead units.
 
     Lines run from dark (near the input) to light (near the output). Thin lines show
-    the steps, thick ones their running median.
+    the steps, thick ones their running median. Dead and saturated units are drawn of
+    activations that have them, where they were looked for.
 
     Args:
         run: `GradientMonitor.recording`, or a run that was read from its file.
@@ -122,15 +132,18 @@ def plot_run(
     if isinstance(run, Run):
         findings = findings or run.findings
         run = run.recording
-    figure = Figure(figsize=(15, 9.5), layout="constrained")
-    axes = figure.subplots(2, 2)
-    draw_norms(axes[0, 0], run, findings)
-    draw_heat_map(axes[0, 1], run, findings)
-    draw_updates(axes[1, 0], run, findings)
+    panels = [draw_norms, draw_heat_map, draw_updates, draw_loss]
     if has_units(run):
-        draw_units(axes[1, 1], run, findings)
-    else:
-        draw_loss(axes[1, 1], run, findings)
+        panels.append(draw_units)
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(15, 4.75 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, 2)
+    places = [grid[i // 2, i % 2] for i in range(len(panels))]
+    if len(panels) % 2:
+        places[-1] = grid[-1, :]
+    axes = [figure.add_subplot(place) for place in places]
+    for draw, panel in zip(panels, axes, strict=True):
+        draw(panel, run, findings)
     if title:
         figure.suptitle(title)
     return figure
@@ -372,16 +385,29 @@ def _unit_lines(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
     """By layer, a line style and the fraction at the measured steps."""
     lines = []
     for i, layer in enumerate(recording.layers):
-        dead = _layer_column(recording, "inactive_fraction", i)
-        if not np.isfinite(dead).any() and "silent_fraction" in recording:
-            column = recording.column(layer.bias)
-            if column is not None:
-                dead = recording["silent_fraction"][:, column]
-        lines.append((layer.path, "-", dead))
-        if layer.activation in BOUNDED:
+        lines.append((layer.path, "-", _dead(recording, i)))
+        if layer.activation in _measures.BOUNDED:
             flat = _layer_column(recording, "flat_fraction", i)
             lines.append((layer.path, "--", flat))
     return lines
+
+
+def _dead(recording: Recording, i: int) -> np.ndarray:
+    """The fraction of a layer's dead units; NaN if its activation cannot die."""
+    layer = recording.layers[i]
+    own, silent = "inactive_fraction", "silent_fraction"
+    activation = layer.activation
+    if own not in recording:  # then that of a layer of its own is not seen
+        activation = _measures.activation_of(recording, layer)
+    if activation not in (*_measures.ONE_SIDED, *_measures.BOUNDED):
+        return np.full(len(recording.measured_steps), np.nan)
+    dead = _layer_column(recording, own, i)
+    column = recording.column(layer.bias)
+    if np.isfinite(dead).any() or column is None or silent not in recording:
+        return dead
+    if _measures.is_normalized(recording, layer):
+        return dead  # what a normalization takes away has no gradient either
+    return recording[silent][:, column]
 
 
 def _layer_column(recording: Recording, quantity: str, i: int) -> np.ndarray:
@@ -557,7 +583,6 @@ def _mark_findings(
     """A mark for each finding at its layer and first step, one shape a kind."""
     order = [layer.path for layer in recording.layers]
     place = {row.layer: i for i, row in reversed(list(enumerate(rows)))}
-    kinds = list(dict.fromkeys(finding.kind for finding in findings))
     last = max(recording.total_steps - 1, 1)
     named = set()
     for finding in findings:
@@ -567,7 +592,7 @@ def _mark_findings(
         axes.plot(
             [min(finding.first_step, last) + 0.5],
             [row],
-            _MARKERS[kinds.index(finding.kind) % len(_MARKERS)],
+            marker=_MARKERS.get(finding.kind, _OWN_MARKER),
             color=_COLORS.get(finding.severity, _COLORS["warning"]),
             markeredgecolor="white",
             markeredgewidth=1,
@@ -581,9 +606,11 @@ def _mark_findings(
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.13),
-            ncols=min(len(kinds), 4),
+            ncols=min(len(named), 4),
             frameon=False,
             fontsize="small",
+            title="Findings; red: critical, orange: warning",
+            title_fontsize="small",
         )
 
 

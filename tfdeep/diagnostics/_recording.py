@@ -8,6 +8,38 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._architecture import LayerInfo
+from tfdeep._core._explain import explain
+from tfdeep.errors import InvalidArgumentError
+
+# Whose numbers the columns of a quantity are: the net's, ...
+_OF_NET = frozenset(("loss", "input_offset", "input_spread"))
+# ... those of each variable, ...
+_OF_VARIABLES = frozenset(
+    (
+        "norm",
+        "clipped_norm",
+        "largest_entry",
+        "mean",
+        "zero_fraction",
+        "nonfinite_count",
+        "silent_fraction",
+        "update_norm",
+        "weight_norm",
+        "is_frozen",
+    )
+)
+# ... or those of each layer.
+_OF_LAYERS = frozenset(
+    (
+        "output_mean",
+        "output_std",
+        "gradient_std",
+        "flat_fraction",
+        "effective_rank",
+        "nonfinite_output",
+        "inactive_fraction",
+    )
+)
 
 # One number a step; everything else is measured more rarely.
 _EACH_STEP = ("loss", "norm", "clipped_norm")
@@ -60,11 +92,24 @@ class Recording:
 
         Args:
             rows: By quantity, an array of shape (steps, columns); NaN where a step
-                was not measured.
+                was not measured. A quantity that is left out was not measured at
+                any of them.
             first_step: The number of the first of them, if some before it are not
                 known. Defaults to the next one.
+
+        Raises:
+            InvalidArgumentError: If there is no quantity with a column.
         """
         rows = {name: values for name, values in rows.items() if values.shape[1]}
+        if not rows:
+            raise InvalidArgumentError(
+                explain(
+                    "A recording cannot be extended by nothing.",
+                    received="rows without a quantity that has columns",
+                    expected="by quantity, an array of shape (steps, columns)",
+                    fix='give at least one, e.g. `{"loss": losses[:, np.newaxis]}`',
+                )
+            )
         count = len(next(iter(rows.values())))
         first = self.total_steps if first_step is None else first_step
         steps = np.arange(first, first + count)
@@ -101,6 +146,14 @@ class Recording:
         """A quantity at `steps`, or at `measured_steps`: (steps, columns)."""
         table = self._each if quantity in _EACH_STEP else self._due
         return table[quantity]
+
+    def width(self, quantity: str) -> int | None:
+        """How many columns a quantity has; None if it is one of somebody's own."""
+        if quantity in _OF_NET:
+            return 1
+        if quantity in _OF_VARIABLES:
+            return len(self.variables)
+        return len(self.layers) if quantity in _OF_LAYERS else None
 
     def at_steps(self, quantity: str) -> np.ndarray:
         """A quantity at `steps`, NaN where it was not measured."""
@@ -145,10 +198,10 @@ class _Table:
         return self._columns[name][: self._count]
 
     def extend(self, steps: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        if not self._columns:
-            self._columns = {
-                n: np.empty((0, *v.shape[1:]), np.float32) for n, v in rows.items()
-            }
+        for name, values in rows.items():
+            if name not in self._columns:  # not measured so far
+                shape = len(self._steps), values.shape[1]
+                self._columns[name] = np.full(shape, np.nan, np.float32)
         width = 8 + 4 * sum(v.shape[1] for v in self._columns.values())
         most = max(self._memory // width, 512)
         for start in range(0, len(steps), most // 4):
@@ -159,8 +212,8 @@ class _Table:
             self._reserve(min(max(2 * self._count, self._count + count, 256), most))
             into = slice(self._count, self._count + count)
             self._steps[into] = steps[part]
-            for name, values in rows.items():
-                self._columns[name][into] = values[part]
+            for name, column in self._columns.items():
+                column[into] = rows[name][part] if name in rows else np.nan
             self._count += count
 
     def _reserve(self, rows: int) -> None:

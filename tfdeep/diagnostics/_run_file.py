@@ -21,6 +21,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -43,6 +44,17 @@ _HEADER = b'{"run"'  # what a header's line begins with
 # A net of many weights has fewer, so that its files grow less than its weights do.
 DENSE_STEPS, DENSE_MEASURED = 512, 128
 _FEWEST_DENSE, _MANY_WEIGHTS = 64, 50
+
+# A line that is damaged makes one of these as it is read.
+_DAMAGE = (
+    ArithmeticError,  # a number that is too large
+    AttributeError,
+    KeyError,
+    RecursionError,  # lists in lists in lists
+    TypeError,
+    ValueError,
+)
+_MOST_STEPS = 2**53  # no run is longer; up to here floats tell all steps apart
 
 # What says nothing about whether a step was measured in detail.
 _EACH_STEP = frozenset(("loss", "norm", "clipped_norm", "is_frozen"))
@@ -315,6 +327,11 @@ def _found(path: pathlib.Path) -> pathlib.Path:
         below = sorted(os.fspath(p.parent) for p in path.glob(f"*/{FILE_NAME}"))
         if below:
             fix = f"give the directory of one run: {listing(below)}"
+        later = re.fullmatch(r"fit_(\d+)", path.name)
+        if later and (path.parent / FILE_NAME).is_file():
+            received += " but what TensorBoard reads"
+            number, above = int(later[1]), os.fspath(path.parent)
+            fix = f"give {above!r} with `run={number}` (`--run {number}`)"
     raise InvalidArgumentError(
         explain(
             "There is no monitored run to read.",
@@ -328,7 +345,7 @@ def _found(path: pathlib.Path) -> pathlib.Path:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -341,31 +358,36 @@ class _Reader:
 
     def read(self, lines: Sequence[bytes], start: int) -> Run:
         steps: list[int] = []
-        rows: list[dict[str, list[float]]] = []
+        rows: list[dict[str, np.ndarray]] = []
         findings: list[Finding] = []
         telemetry: tuple[dict[str, Any], ...] = ()
         end: int | None = None
         header = self._header(lines[start], start)
+        try:
+            recording = _empty_recording(header)
+        except _DAMAGE as error:
+            raise self._damaged(start, error) from error
         for number in range(start + 1, len(lines)):
             try:
                 line = dict(json.loads(lines[number]))
                 if "step" in line:
-                    steps.append(int(line.pop("step")))
-                    rows.append(
-                        {name: _floats(values) for name, values in line.items()}
-                    )
+                    step = _step(line.pop("step"))
+                    if steps and step <= steps[-1]:
+                        raise ValueError(f"step {step} stands behind {steps[-1]}")
+                    row = _row(recording, line)
+                    if not rows and not row:
+                        raise ValueError("the first step has no quantities")
+                    steps.append(step)
+                    rows.append(row)
                 elif "finding" in line:
                     findings.append(_finding(line["finding"]))
                 elif "telemetry" in line:
                     telemetry = tuple(dict(of_one) for of_one in line["telemetry"])
                 elif "end" in line:
-                    end = int(line["end"])
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    end = _step(line["end"])
+            except _DAMAGE as error:
                 raise self._damaged(number, error) from error
-        try:
-            recording = _recording(header, steps, rows)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise self._damaged(start, error) from error
+        _fill(recording, steps, rows)
         if end is not None:
             recording.total_steps = max(end, recording.total_steps)
         return Run(
@@ -380,7 +402,7 @@ class _Reader:
     def _header(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             header: dict[str, Any] = json.loads(line)
-        except ValueError as error:
+        except _DAMAGE as error:
             raise self._damaged(number, error) from error
         if header["run"] != _FORMAT:
             raise UnknownFormatError(
@@ -405,8 +427,26 @@ class _Reader:
         )
 
 
-def _floats(values: Sequence[Any]) -> list[float]:
-    return [math.nan if value is None else float(value) for value in values]
+def _step(value: Any) -> int:
+    step = int(value)
+    if not 0 <= step < _MOST_STEPS:
+        raise ValueError(f"{value!r:.20} is not the number of a step")
+    return step
+
+
+def _row(recording: Recording, line: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The quantities of a step; those that a newer tfdeep added are left out."""
+    row = {}
+    for name, values in line.items():
+        width = recording.width(name)
+        if width is None:
+            continue
+        if len(values) != width:
+            raise ValueError(f"{name!r} has {len(values)} numbers instead of {width}")
+        numbers = [math.nan if value is None else float(value) for value in values]
+        with np.errstate(over="raise"):
+            row[name] = np.array(numbers, np.float32)
+    return row
 
 
 def _finding(values: Mapping[str, Any]) -> Finding:
@@ -414,7 +454,7 @@ def _finding(values: Mapping[str, Any]) -> Finding:
         kind=str(values["kind"]),
         layer=str(values["layer"]),
         severity=str(values["severity"]),
-        first_step=int(values["first_step"]),
+        first_step=_step(values["first_step"]),
         evidence=str(values["evidence"]),
         remedy=str(values["remedy"]),
     )
@@ -427,31 +467,32 @@ def _layer(values: Mapping[str, Any]) -> LayerInfo:
     for name in ("gain", "recurrent_gain"):
         value = known.get(name)
         known[name] = math.nan if value is None else float(value)
-    known["inputs"] = tuple(known.get("inputs", ()))
+    known["inputs"] = tuple(str(path) for path in known.get("inputs", ()))
+    for name in ("path", "kind", "activation"):
+        if name in known:
+            known[name] = str(known[name])
+    for name in ("kernel", "recurrent_kernel", "bias"):
+        if known.get(name) is not None:
+            known[name] = str(known[name])
     return LayerInfo(**known)
 
 
-def _recording(
-    header: Mapping[str, Any], steps: list[int], rows: list[dict[str, list[float]]]
-) -> Recording:
-    recording = Recording(
+def _empty_recording(header: Mapping[str, Any]) -> Recording:
+    return Recording(
         [str(path) for path in header["variables"]],
         [_layer(layer) for layer in header["layers"]],
     )
-    widths: dict[str, int] = {}
-    for row in rows:
-        for name, values in row.items():
-            if widths.setdefault(name, len(values)) != len(values):
-                raise ValueError(f"rows of {name!r} differ in length")
+
+
+def _fill(
+    recording: Recording, steps: list[int], rows: list[dict[str, np.ndarray]]
+) -> None:
     numbers = np.array(steps, np.int64)
-    if (np.diff(numbers) < 1).any() or (numbers < 0).any():
-        raise ValueError("the steps are not in order")
-    columns = {
-        name: np.full((len(rows), width), np.nan, np.float32)
-        for name, width in widths.items()
-    }
+    columns: dict[str, np.ndarray] = {}
     for i, row in enumerate(rows):
         for name, values in row.items():
+            if name not in columns:
+                columns[name] = np.full((len(rows), len(values)), np.nan, np.float32)
             columns[name][i] = values
     cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
     for part in np.split(np.arange(len(numbers)), cuts):
@@ -460,4 +501,3 @@ def _recording(
                 {name: values[part] for name, values in columns.items()},
                 first_step=int(numbers[part[0]]),
             )
-    return recording
