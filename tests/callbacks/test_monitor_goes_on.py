@@ -114,7 +114,8 @@ class TestRulesOfOnesOwn:
 class TestAModelThatIsCompiledAnew:
     @staticmethod
     def compile(model):
-        model.compile("adam", nets.LOSS)
+        clips = tfdeep.optimizers.ClipByGlobalNorm("adam", clip_norm=1e-3)
+        model.compile(clips, nets.LOSS)
 
     def test_is_watched_on(self):
         monitor = GradientMonitor(on_finding=None)
@@ -128,6 +129,7 @@ class TestAModelThatIsCompiledAnew:
         assert monitor.recording.total_steps == 3 * STEPS
         assert np.isfinite(monitor.recording["norm"]).all()
         assert np.isfinite(monitor.recording["loss"]).all()
+        assert monitor.telemetry[0].steps == 2 * STEPS
 
     def test_can_be_trained_after_an_interrupted_fit(self):
         def interrupt(model):

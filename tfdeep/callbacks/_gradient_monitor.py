@@ -259,15 +259,15 @@ class GradientMonitor(keras.callbacks.Callback):
                     fix="`model.compile(optimizer=..., loss=...)`",
                 )
             )
+        self._watch(self._chosen_variables)
+
+    def _watch(self, choose: Callable[[], list[keras.Variable]]) -> None:
+        model = self.model
         self._wrappers = [
             optimizer
             for optimizer in _optimizers.chain(model.optimizer)
             if isinstance(optimizer, OptimizerWrapper)
         ]
-        self._watch(self._chosen_variables)
-
-    def _watch(self, choose: Callable[[], list[keras.Variable]]) -> None:
-        model = self.model
         self._recorder = StepRecorder(
             model,
             choose,
