@@ -176,7 +176,7 @@ class Turns(keras.callbacks.CallbackList):
             callbacks.on_train_end(logs)
 
 
-def measure(net, rounds, chosen):
+def measure(net, rounds, chosen, jit_compile):
     """Seconds of the plain turns, and of each way the ratios to the plain ones."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(net.batch_size * BATCHES, *net.shape)).astype("float32")
@@ -194,7 +194,7 @@ def measure(net, rounds, chosen):
     }
     ways = ["again", *chosen]
     model = net.build()
-    model.compile(keras.optimizers.Adam(1e-4), loss)
+    model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=jit_compile)
     turns = ["plain", *ways, "plain"]
     for _ in range(rounds):
         for way in random.sample(ways, len(ways)):
@@ -222,15 +222,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--net", choices=[net.name for net in NETS], action="append")
     parser.add_argument("--way", choices=WAYS, action="append", help="default: all")
+    parser.add_argument("--jit-compile", action="store_true", help="compile with XLA")
     options = parser.parse_args()
     print(f"tensorflow {tf.__version__}, keras {keras.__version__}, ", end="")
-    print(f"{os.cpu_count()} cores, {options.rounds} rounds; time over plain fit\n")
+    xla = ", XLA" if options.jit_compile else ""
+    print(f"{os.cpu_count()} cores{xla}, {options.rounds} rounds; ", end="")
+    print("time over plain fit\n")
     print(f"{'net':>9} {'batch':>5} {'ms/step':>8}  {'way':<12}", end="")
     print(f" {'first 1,000 steps':>17} {'later':>6} {'at most':>8}")
     for net in NETS:
         if options.net and net.name not in options.net:
             continue
-        seconds, ratios = measure(net, options.rounds, options.way or WAYS)
+        ways = options.way or WAYS
+        seconds, ratios = measure(net, options.rounds, ways, options.jit_compile)
         step = seconds / STEPS * 1000
         start = f"{net.name:>9} {net.batch_size:>5} {step:>8.2f}"
         limits = {"monitor": net.limit, "activations": net.limit_of_activations}
