@@ -14,7 +14,8 @@ from tfdeep.diagnostics.rules._dead_units import DeadUnits
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 from tfdeep.diagnostics.rules._saturated_units import SaturatedUnits
 
-_STEPS_OF_ZERO = 30
+# At least, and at least as long as dead units take to be known.
+_STEPS_OF_ZERO, _MEASURED_STEPS_OF_ZERO = 30, 5
 
 # Evidence and remedy.
 _CUT_OFF = (
@@ -57,7 +58,8 @@ class NoGradient(Rule):
 
     Args:
         steps: How many steps no gradient must be there. One of exactly zero must last
-            for thirty: an expert, or the output of a rare task, may go without.
+            for thirty, and for five measured ones: an expert, or the output of a rare
+            task, may go without.
     """
 
     kind: ClassVar[str] = "no_gradient"
@@ -116,9 +118,17 @@ def _frozen_columns(recording: Recording) -> np.ndarray:
 
 def _is_zero(recording: Recording) -> np.ndarray:
     """Of each column, whether its gradient has been exactly zero for long enough."""
-    if recording.total_steps < _STEPS_OF_ZERO:
+    steps = _steps_of_zero(recording)
+    if recording.total_steps < steps:
         return np.zeros(len(recording.variables), bool)
-    return _measures.silent(recording, _STEPS_OF_ZERO)
+    return _measures.silent(recording, steps)
+
+
+def _steps_of_zero(recording: Recording) -> int:
+    lately = _measures.measured_lately(recording, _MEASURED_STEPS_OF_ZERO + 1)
+    measured = recording.measured_steps[lately]
+    span = int(measured[-1] - measured[0]) if len(measured) else 0
+    return max(_STEPS_OF_ZERO, span)
 
 
 def _is_changing(recording: Recording, columns: list[int]) -> bool:
@@ -128,14 +138,14 @@ def _is_changing(recording: Recording, columns: list[int]) -> bool:
 
 
 def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
-    is_zero = _is_zero(recording)
+    is_zero, steps = _is_zero(recording), _steps_of_zero(recording)
     for layer, column in _measures.weighted_layers(recording):
         bias = recording.column(layer.bias)
         if not is_zero[column] or bias is None or layer.has_own_rule:
             continue
-        norm = recording["norm"][_measures.lately(recording, _STEPS_OF_ZERO), bias]
+        norm = recording["norm"][_measures.lately(recording, steps), bias]
         if (norm > 0).mean() > 0.5 and not _is_dead_somewhere(recording):
-            since = _measures.since(recording, _STEPS_OF_ZERO)
+            since = _measures.since(recording, steps)
             yield Symptom(layer.path, "critical", since, *_ZERO_INPUT)
 
 
