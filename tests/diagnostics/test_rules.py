@@ -33,6 +33,7 @@ class Run:
                 is_untouched=True,
                 inputs=(self.names[i - 1],) if i else (),
                 inputs_add_up=True,
+                makes_output=i == last,
                 **facts,
             )
             for i, name in enumerate(self.names)
@@ -217,6 +218,16 @@ class TestNonFinite:
         assert [(f.layer, f.first_step) for f in found] == [("", 25)]
         assert "25 steps were skipped" in found[0].evidence
 
+    def test_what_is_frozen_or_cut_off_is_not_skipped(self):
+        run = Run()
+        for name in ("norm", "clipped_norm"):
+            run.rows[name] = np.full_like(run.rows[name], np.nan)
+        assert "nonfinite" not in {kind for kind, _ in run.kinds()}
+        run = Run()
+        run.rows["is_frozen"][25:] = 1
+        run.rows["norm"][25:] = run.rows["clipped_norm"][25:] = np.nan
+        assert run.kinds() == set()
+
 
 class TestNoGradient:
     @staticmethod
@@ -233,6 +244,10 @@ class TestNoGradient:
     def test_what_changes_is_trained_elsewhere(self):
         kinds = {kind for kind, _ in self.cut_off(Run()).kinds()}
         assert "no_gradient" not in kinds
+
+    def test_what_has_changed_long_ago_is_not(self):
+        run = self.cut_off(Run()).set("update_norm", range(4), 0.0, slice(20, None))
+        assert ("no_gradient", "hidden1") in run.kinds()
 
     def test_a_rare_task_may_go_without_for_a_while(self):
         run = Run().layer("hidden3", inputs=("hidden1",))
@@ -274,8 +289,13 @@ class TestNoGradient:
         run = Run().layer("hidden2", is_trainable=False, inputs=())
         run.layer("hidden3", inputs=("hidden1",))
         assert run.kinds() == set()
-        run = Run().layer("hidden2", is_trainable=False, inputs_add_up=False)
+        run = Run().layer("hidden2", is_trainable=False)
+        run.layer("outputs", makes_output=False)
         assert run.kinds() == set()  # without a graph nobody knows
+
+    def test_frozen_behind_a_concatenation_is_found(self):
+        run = Run().layer("hidden2", is_trainable=False, inputs_add_up=False)
+        assert ("no_gradient", "hidden2") in run.kinds()
 
 
 def test_frozen_but_trained():

@@ -107,6 +107,13 @@ def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     return np.asarray(none & with_gradient(recording, steps))
 
 
+def frozen(recording: Recording) -> np.ndarray:
+    """Of each column, whether the weight is frozen now."""
+    if "is_frozen" not in recording or not len(recording["is_frozen"]):
+        return np.zeros(len(recording.variables), bool)
+    return np.asarray(recording["is_frozen"][-1] == 1)
+
+
 @once
 def blocking_layer(recording: Recording) -> LayerInfo | None:
     """The topmost layer whose weights all get a gradient of exactly zero.

@@ -94,7 +94,7 @@ class NoGradient(Rule):
                 continue
             if layer.path in explained and not unknown[columns].all():
                 continue
-            if layer.kernel is None or _frozen_columns(recording)[columns].all():
+            if layer.kernel is None or _measures.frozen(recording)[columns].all():
                 continue
             if unknown[columns].all() and _is_changing(recording, columns):
                 continue
@@ -108,12 +108,6 @@ class NoGradient(Rule):
                 _measures.since(recording, self.steps),
                 *(_CUT_OFF if unknown[columns].all() else _ZERO),
             )
-
-
-def _frozen_columns(recording: Recording) -> np.ndarray:
-    if "is_frozen" not in recording or not len(recording["is_frozen"]):
-        return np.zeros(len(recording.variables), bool)
-    return np.asarray(recording["is_frozen"][-1] == 1)
 
 
 def _is_zero(recording: Recording) -> np.ndarray:
@@ -134,7 +128,9 @@ def _steps_of_zero(recording: Recording) -> int:
 def _is_changing(recording: Recording, columns: list[int]) -> bool:
     if "update_norm" not in recording:
         return False
-    return bool((recording["update_norm"][:, columns] > 0).any())
+    update = recording["update_norm"][:, columns]
+    update = update[~np.isnan(update).all(axis=1)]
+    return bool((update[-3:] > 0).any())
 
 
 def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
@@ -152,9 +148,7 @@ def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
 @_measures.once
 def _is_dead_somewhere(recording: Recording) -> bool:
     """Whether the rules for dead and saturated units have something to say."""
-    return any(True for _ in DeadUnits().look(recording)) or any(
-        True for _ in SaturatedUnits().look(recording)
-    )
+    return any(list(r.look(recording)) for r in (DeadUnits(), SaturatedUnits()))
 
 
 def _explained(recording: Recording) -> set[str]:
@@ -178,22 +172,19 @@ def _vanished(recording: Recording, columns: list[int]) -> bool:
 
 
 def _frozen_at_random(recording: Recording) -> Iterable[Symptom]:
-    reached = _measures.reached(recording)
-    trained = [
-        layer
-        for layer in recording.layers
-        if layer.kernel is not None
-        and layer.is_trainable
-        and not layer.is_normalization
+    # Without a graph nobody knows what is behind: it may be a copy, updated as one.
+    if not any(layer.makes_output for layer in recording.layers):
+        return
+    kernels = [
+        x for x in recording.layers if x.kernel is not None and not x.is_normalization
     ]
-    for layer in recording.layers:
-        if layer.kernel is None or layer.is_normalization or layer.is_trainable:
+    trained = {layer.path for layer in kernels if layer.is_trainable}
+    for layer in kernels:
+        if layer.is_trainable or not layer.is_untouched or layer.frozen_too_late:
             continue
-        # Without a graph nobody knows what is behind: it may be a copy, updated as one.
-        if not layer.inputs_add_up or not layer.is_untouched or layer.frozen_too_late:
-            continue
-        is_behind = any(layer.path in reached[other.path] for other in trained)
-        if is_behind and any(x.path in reached[layer.path] for x in trained):
+        reached = _measures.reached(recording)
+        is_behind = any(layer.path in reached[path] for path in trained)
+        if is_behind and trained & reached[layer.path]:
             yield Symptom(
                 layer.path,
                 "warning",

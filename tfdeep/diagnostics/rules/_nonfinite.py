@@ -86,10 +86,14 @@ class NonFinite(Rule):
 
 
 def _skipped(recording: Recording) -> Iterable[Symptom]:
-    applied = np.flatnonzero(~np.isnan(recording["norm"]).all(axis=1))
+    is_known = ~np.isnan(recording["norm"])
+    applied = np.flatnonzero(is_known.any(axis=1))
     last = int(recording.steps[applied[-1]]) if len(applied) else -1
     skipped = recording.total_steps - 1 - last
-    if skipped >= _STEPS_SKIPPED:
+    # What is frozen or cut off has no gradient either.
+    had_gradient = is_known.any(axis=0) & ~_measures.frozen(recording)
+    is_broken = not np.isfinite(_measures.loss(recording)[-_STEPS_SKIPPED:]).any()
+    if skipped >= _STEPS_SKIPPED and (had_gradient.any() or is_broken):
         yield Symptom(
             "",
             "critical",
