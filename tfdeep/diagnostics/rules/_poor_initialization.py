@@ -134,8 +134,7 @@ def _scales(
     measured = _measured_scales(recording)
     for layer in recording.layers:
         is_known = not layer.has_own_rule and certain.issuperset(layer.inputs)
-        if layer.inputs and not layer.inputs_add_up:
-            is_known = False
+        is_known &= layer.inputs_add_up or not layer.inputs
         before[layer.path] = _entering(layer, after) * _gain(layer)
         after[layer.path] = _leaving(layer, before[layer.path])
         if measured is not None and not np.isnan(measured[layer.path]):
