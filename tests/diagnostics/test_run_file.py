@@ -6,8 +6,9 @@ import pytest
 import tfdeep
 from tfdeep import cli
 from tfdeep._core._architecture import LayerInfo
-from tfdeep.callbacks import _layer_recorder, _recorder
+from tfdeep.callbacks import _layer_recorder
 from tfdeep.diagnostics import Finding, Recording
+from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
@@ -245,18 +246,21 @@ class TestBadInput:
         assert cli.main(["report", str(tmp_path)]) == cli.FAILED
         assert "The file of the run is damaged" in capsys.readouterr().err
 
-    def test_a_first_step_without_quantities(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ('{"step":0}\n{"step":1}\n', "line 2: the first step has no"),
+            (
+                '{"step":0,"loss":[1],"norm":[1,2]}\n',
+                "'norm' has 2 numbers instead of 3",
+            ),
+        ],
+    )
+    def test_a_first_row_that_is_not_the_headers(self, tmp_path, rows, message):
         RunFileWriter(tmp_path).begin(VARIABLES, LAYERS)
         with (tmp_path / FILE_NAME).open("a") as file:
-            file.write('{"step":0}\n{"step":1}\n')
-        with pytest.raises(CorruptFileError, match="line 2: the first step has no"):
-            read_run(tmp_path)
-
-    def test_the_width_is_that_of_the_header_from_the_first_row_on(self, tmp_path):
-        RunFileWriter(tmp_path).begin(VARIABLES, LAYERS)
-        with (tmp_path / FILE_NAME).open("a") as file:
-            file.write('{"step":0,"loss":[1],"norm":[1,2]}\n')
-        with pytest.raises(CorruptFileError, match="'norm' has 2 numbers instead of 3"):
+            file.write(rows)
+        with pytest.raises(CorruptFileError, match=message):
             read_run(tmp_path)
 
     def test_the_directory_of_tensorboard(self, tmp_path):
@@ -319,7 +323,7 @@ class TestBadInput:
 
 def test_every_quantity_that_is_written_can_be_read():
     recording = Recording(VARIABLES, LAYERS)
-    widths = {name: recording.width(name) for name in _recorder.OF_VARIABLES}
+    widths = {name: recording.width(name) for name in OF_VARIABLES}
     assert set(widths.values()) == {3}
     of_layers = (*_layer_recorder.QUANTITIES, "inactive_fraction")
     assert {recording.width(name) for name in of_layers} == {2}

@@ -17,7 +17,7 @@ from tfdeep._core import _architecture, _keras_internals, _optimizers, _paths
 from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
-from tfdeep.callbacks._recorder import OF_VARIABLES, StepRecorder
+from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.callbacks._run_writer import RunWriter
 from tfdeep.callbacks._train_function import WatchedTrainFunction
 from tfdeep.diagnostics import (
@@ -29,6 +29,7 @@ from tfdeep.diagnostics import (
 )
 from tfdeep.diagnostics._examiner import Examiner, in_order
 from tfdeep.diagnostics._finding import group_text, grouped
+from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics.rules import Rule, default_rules
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import (

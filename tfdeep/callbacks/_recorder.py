@@ -30,20 +30,8 @@ from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._layer_recorder import LayerRecorder
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
+from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.optimizers import Accumulate, OptimizerWrapper
-
-# What is recorded of each variable.
-OF_VARIABLES = (
-    "norm",
-    "clipped_norm",
-    "largest_entry",
-    "mean",
-    "zero_fraction",
-    "nonfinite_count",
-    "silent_fraction",
-    "update_norm",
-    "weight_norm",
-)
 
 # A norm below this may lack squares that are too small for float32.
 _UNDERFLOW = 1e-18

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfdeep._core._explain import explain
 from tfdeep.diagnostics import Finding, Recording
 from tfdeep.diagnostics._plots import heat_map_png
+from tfdeep.diagnostics._recording import EACH_STEP
 from tfdeep.errors import MissingDependencyError
 from tfdeep.optimizers import Telemetry
 
@@ -50,7 +51,6 @@ _OF_THE_NET = {
 # Written for every chosen step; all else where a step was measured in detail. The
 # largest entry says little more than the norm: after the first steps it counts among
 # the details, which keeps the files of a long run a fifth smaller.
-_EACH_STEP = ("loss", "norm", "clipped_norm")
 _FIRST_STEPS = 64
 
 # The pages of the custom scalars: a title, and the quantities with one chart each.
@@ -167,7 +167,7 @@ class TensorBoardWriter:
                 points = [
                     tf.compat.v1.Summary.Value(tag=tag, simple_value=value)
                     for name, names in tags.items()
-                    if (each[i] if name in _EACH_STEP else detailed[i] or early)
+                    if (each[i] if name in EACH_STEP else detailed[i] or early)
                     for tag, value in zip(names, rows[name][i].tolist(), strict=False)
                     if value == value  # not NaN
                 ]

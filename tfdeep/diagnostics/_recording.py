@@ -12,37 +12,32 @@ from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 
 # Whose numbers the columns of a quantity are: the net's, ...
-_OF_NET = frozenset(("loss", "input_offset", "input_spread"))
-# ... those of each variable, ...
-_OF_VARIABLES = frozenset(
-    (
-        "norm",
-        "clipped_norm",
-        "largest_entry",
-        "mean",
-        "zero_fraction",
-        "nonfinite_count",
-        "silent_fraction",
-        "update_norm",
-        "weight_norm",
-        "is_frozen",
-    )
+_OF_NET = ("loss", "input_offset", "input_spread")
+# ... those of each variable (`is_frozen` is another of them), ...
+OF_VARIABLES = (
+    "norm",
+    "clipped_norm",
+    "largest_entry",
+    "mean",
+    "zero_fraction",
+    "nonfinite_count",
+    "silent_fraction",
+    "update_norm",
+    "weight_norm",
 )
 # ... or those of each layer.
-_OF_LAYERS = frozenset(
-    (
-        "output_mean",
-        "output_std",
-        "gradient_std",
-        "flat_fraction",
-        "effective_rank",
-        "nonfinite_output",
-        "inactive_fraction",
-    )
+_OF_LAYERS = (
+    "output_mean",
+    "output_std",
+    "gradient_std",
+    "flat_fraction",
+    "effective_rank",
+    "nonfinite_output",
+    "inactive_fraction",
 )
 
 # One number a step; everything else is measured more rarely.
-_EACH_STEP = ("loss", "norm", "clipped_norm")
+EACH_STEP = ("loss", "norm", "clipped_norm")
 
 _MEMORY = 4_000_000  # bytes for each of the two tables
 
@@ -113,8 +108,8 @@ class Recording:
         count = len(next(iter(rows.values())))
         first = self.total_steps if first_step is None else first_step
         steps = np.arange(first, first + count)
-        self._each.extend(steps, {k: v for k, v in rows.items() if k in _EACH_STEP})
-        due = {k: v for k, v in rows.items() if k not in _EACH_STEP}
+        self._each.extend(steps, {k: v for k, v in rows.items() if k in EACH_STEP})
+        due = {k: v for k, v in rows.items() if k not in EACH_STEP}
         measured = np.zeros(count, bool)
         for name, values in due.items():
             if name == "is_frozen":
@@ -144,21 +139,21 @@ class Recording:
 
     def __getitem__(self, quantity: str) -> np.ndarray:
         """A quantity at `steps`, or at `measured_steps`: (steps, columns)."""
-        table = self._each if quantity in _EACH_STEP else self._due
+        table = self._each if quantity in EACH_STEP else self._due
         return table[quantity]
 
     def width(self, quantity: str) -> int | None:
         """How many columns a quantity has; None if it is one of somebody's own."""
         if quantity in _OF_NET:
             return 1
-        if quantity in _OF_VARIABLES:
+        if quantity in (*OF_VARIABLES, "is_frozen"):
             return len(self.variables)
         return len(self.layers) if quantity in _OF_LAYERS else None
 
     def at_steps(self, quantity: str) -> np.ndarray:
         """A quantity at `steps`, NaN where it was not measured."""
         values = self[quantity]
-        if quantity in _EACH_STEP:
+        if quantity in EACH_STEP:
             return values
         spread = np.full((len(self.steps), values.shape[1]), np.nan, np.float32)
         _, here, there = np.intersect1d(

@@ -32,7 +32,7 @@ from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
 from tfdeep.diagnostics._finding import Finding
-from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._recording import EACH_STEP, Recording
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 
 FILE_NAME = "tfdeep.jsonl"
@@ -57,7 +57,7 @@ _DAMAGE = (
 _MOST_STEPS = 2**53  # no run is longer; up to here floats tell all steps apart
 
 # What says nothing about whether a step was measured in detail.
-_EACH_STEP = frozenset(("loss", "norm", "clipped_norm", "is_frozen"))
+_NOT_MEASURED = (*EACH_STEP, "is_frozen")
 
 
 def is_written(index: int, dense: int = DENSE_STEPS) -> bool:
@@ -99,7 +99,7 @@ class Thinning:
         chosen = [is_written(step, self._dense) for step in steps]
         measured = np.zeros(count, bool)
         for name, values in rows.items():
-            if name not in _EACH_STEP:
+            if name not in _NOT_MEASURED:
                 measured |= ~np.isnan(values).all(axis=1)
         detailed = np.zeros(count, bool)
         for row in np.flatnonzero(measured):
