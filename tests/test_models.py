@@ -137,4 +137,4 @@ def test_auto_says_when_it_knows_no_initializer():
 def test_a_number_in_place_of_a_sequence_is_explained(arguments, remedy):
     with pytest.raises(InvalidArgumentError) as error:
         tfdeep.models.dnn(*arguments, num_outputs=2)
-    assert f"To mend:  {remedy}" in str(error.value)
+    assert f"Fix:      {remedy}" in str(error.value)

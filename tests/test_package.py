@@ -118,7 +118,7 @@ def test_private_modules_of_others_are_not_imported(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_private_attributes_of_keras_are_read_in_one_module(path):
-    if path.name == "_keras_internals.py":
+    if path.name == "_internals.py":
         return
     own = {
         "self",
@@ -127,7 +127,7 @@ def test_private_attributes_of_keras_are_read_in_one_module(path):
         "own",
         "os",
         "_gradients",
-        "_keras_internals",
+        "_internals",
         "_paths",
         "_graph",
     }

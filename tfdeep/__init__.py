@@ -11,7 +11,7 @@ if _keras.backend.backend() != "tensorflow":
         "tfdeep works with Keras on TensorFlow.\n"
         f"  Received: Keras on {_keras.backend.backend()}\n"
         "  Expected: the tensorflow backend\n"
-        "  To mend:  set the environment variable KERAS_BACKEND=tensorflow before "
+        "  Fix:      set the environment variable KERAS_BACKEND=tensorflow before "
         "Python starts"
     )
 

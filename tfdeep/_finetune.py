@@ -17,6 +17,7 @@ from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table
+from tfdeep._keras import _variables
 from tfdeep.callbacks import GradientMonitor, GradualUnfreeze
 from tfdeep.diagnostics import Finding
 from tfdeep.errors import InvalidArgumentError
@@ -177,7 +178,7 @@ def finetune(
     started = time.perf_counter()
     stages = dict(sorted((unfreeze or {}).items()))
     _check_epochs(epochs, stages)
-    paths = [variable.path for variable in _paths.model_variables(model)]
+    paths = [variable.path for variable in _variables.model_variables(model)]
     for patterns in stages.values():
         _paths.select(paths, patterns)
     thaw = GradualUnfreeze(stages, rate_factor=rate_factor) if stages else None

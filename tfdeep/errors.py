@@ -18,7 +18,7 @@
     ├── SickLayerError                        a monitor found one and was to raise
     └── MissingDependencyError (ImportError)  an optional package is not installed
 
-Each message says what was received, what was expected and how to mend it. When an
+Each message says what was received, what was expected and how to fix it. When an
 error is raised, the model is as it was before the call.
 """
 

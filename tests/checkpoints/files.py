@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfdeep
-from tfdeep._core._paths import model_variables
+from tfdeep._keras._variables import model_variables
 
 SAVE_ARGUMENTS = inspect.signature(keras.Model.save_weights).parameters
 WRITES_SHARDS = "max_shard_size" in SAVE_ARGUMENTS  # Keras 3.8 does not

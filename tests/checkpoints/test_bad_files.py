@@ -64,14 +64,14 @@ def test_a_directory_of_checkpoints_that_no_file_lists(tmp_path):
         tmp_path,
         UnknownFormatError,
         "without a file `checkpoint`",
-        f"To mend:  pass one of these: {str(tmp_path / 'a.ckpt-10')!r}, "
+        f"Fix:      pass one of these: {str(tmp_path / 'a.ckpt-10')!r}, "
         f"{str(tmp_path / 'b.ckpt')!r};",
     )
     (tmp_path / "b.ckpt.index").unlink()
     refused(
         tmp_path,
         UnknownFormatError,
-        f"To mend:  pass {str(tmp_path / 'a.ckpt-10')!r};",
+        f"Fix:      pass {str(tmp_path / 'a.ckpt-10')!r};",
     )
 
 

@@ -27,7 +27,7 @@ each_format = pytest.mark.parametrize("kind", files.WRITERS)
 
 
 def values(model):
-    from tfdeep._core._paths import model_variables
+    from tfdeep._keras._variables import model_variables
 
     return {v.path: v.variable.numpy() for v in model_variables(model)}
 
@@ -395,7 +395,7 @@ def test_the_remedy_names_what_can_help(tmp_path):
     for misfit, named in cases.items():
         with pytest.raises(MismatchError) as error:
             tfdeep.restore(changed(**MISFITS[misfit][0]), path)
-        remedy = str(error.value).rpartition("To mend:")[2]
+        remedy = str(error.value).rpartition("Fix:")[2]
         assert [o for o in options if o in remedy] == sorted(named), misfit
         assert "narrow `include`" in remedy
 

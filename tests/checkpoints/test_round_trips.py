@@ -7,7 +7,7 @@ from keras import layers
 
 import tfdeep
 from tests.checkpoints import files
-from tfdeep._core._paths import model_variables
+from tfdeep._keras._variables import model_variables
 from tfdeep.errors import MismatchError
 
 IDS, LENGTH = 11, 6

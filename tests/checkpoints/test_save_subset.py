@@ -97,7 +97,7 @@ def test_a_directory_that_is_missing_is_named(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         tfdeep.save_subset(nets.functional(), directory / name)
     assert f"Received: {str(directory / name)!r}" in str(error.value)
-    assert f"To mend:  make the directory {str(directory)!r}" in str(error.value)
+    assert f"Fix:      make the directory {str(directory)!r}" in str(error.value)
     assert os.listdir(tmp_path) == []
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._keras import _internals, _variables
 from tfdeep.checkpoints import _torch_layout
 from tfdeep.checkpoints._torch import TorchReader
 
@@ -18,14 +18,14 @@ def owners(model, variable):
     """The layers from the model inwards, down to the one that owns a variable."""
     found = [model]
     for name in variable.path.split("/")[:-1]:
-        inside = _keras_internals.sublayers(found[-1])
+        inside = _internals.sublayers(found[-1])
         found.append(next(layer for layer in inside if layer.name == name))
     assert found[-1] is variable.layer
     return found
 
 
 def recipes(model, path):
-    variable = next(v for v in _paths.model_variables(model) if v.path == path)
+    variable = next(v for v in _variables.model_variables(model) if v.path == path)
     return _torch_layout.recipes(variable, owners(model, variable))
 
 
@@ -34,7 +34,7 @@ def fill(model, path, transforms=None):
     with TorchReader(str(path)) as reader:
         names = {info.name.replace(".", "/"): info.name for info in reader.variables}
         unused = {name for name in names if not name.endswith("num_batches_tracked")}
-        for variable in _paths.model_variables(model):
+        for variable in _variables.model_variables(model):
             for recipe in _torch_layout.recipes(variable, owners(model, variable)):
                 if names.keys() >= set(recipe.sources):
                     break

@@ -7,7 +7,8 @@ from keras import layers
 
 import tfdeep
 from tests import nets
-from tfdeep._core._paths import model_variables, select
+from tfdeep._core._paths import select
+from tfdeep._keras._variables import model_variables
 from tfdeep.errors import ModelError, SelectionError
 
 PATHS = [
@@ -69,9 +70,9 @@ def test_a_pattern_that_selects_nothing_names_the_nearest():
         ("hidden", "a name must match to its end: pass 'hidden.*'; "),
         ("dnn/hidden1", "leave out the model's name: 'hidden1'; nearest names"),
         ("sequential/hidden1/bias", "leave out the model's name: 'hidden1/bias'; "),
-        ("hiden2", "To mend:  nearest names: hidden2"),
-        ("(?i)KERNEL", "To mend:  nearest names"),
-        ("hidden1/outputs", "To mend:  nearest names"),  # hidden1 is no model's name
+        ("hiden2", "Fix:      nearest names: hidden2"),
+        ("(?i)KERNEL", "Fix:      nearest names"),
+        ("hidden1/outputs", "Fix:      nearest names"),  # hidden1 is no model's name
         ("hidden[", "close the bracket with ']'"),
         ("(hidden1", "close the parenthesis with ')'"),
         ("hidden1)", "escape special characters"),

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics import Finding, summarize
 from tfdeep.diagnostics._finding import findings_table, group_text, grouped
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfdeep import cli
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics import Finding, Recording
 from tfdeep.diagnostics._html_report import group_findings, write_html_report
 from tfdeep.diagnostics._run_file import FILE_NAME, RunFileWriter
@@ -111,7 +111,7 @@ class TestThePage:
         assert "Loss spike at the net warning, since step 7" in text
         assert text.index("Dead units at") < text.index("Loss spike at")
         assert text.index("Loss spike at") < text.index("Figures")
-        assert text.count("To mend: use LeakyReLU") == 1
+        assert text.count("Fix: use LeakyReLU") == 1
         assert "loss 9 times its median" in text
 
     def test_without_findings_it_says_so(self, tmp_path):
@@ -246,7 +246,7 @@ class TestTheCommand:
         assert cli.main(["report", str(tmp_path)]) == cli.FAILED
         said = capsys.readouterr()
         assert said.out == ""
-        assert "To mend:" in said.err
+        assert "Fix:" in said.err
         assert "Traceback" not in said.err
         assert not (tmp_path / "report.html").exists()
 

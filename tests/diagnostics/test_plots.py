@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfdeep
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics import Finding, Recording, _plots
 from tfdeep.diagnostics._finding import KINDS
 from tfdeep.diagnostics._plots import heat_map_png, plot_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tfdeep
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics import Finding, Recording, rules
 from tfdeep.diagnostics._examiner import Examiner, in_order
 

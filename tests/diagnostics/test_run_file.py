@@ -5,7 +5,7 @@ import pytest
 
 import tfdeep
 from tfdeep import cli
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.callbacks import _layer_recorder
 from tfdeep.diagnostics import Finding, Recording
 from tfdeep.diagnostics._recording import OF_VARIABLES

@@ -49,7 +49,7 @@ def test_it_is_refused(kind, name, tmp_path):
     assert peak() - before < 4 * size + MOST_MEMORY
     assert sorted(tmp_path.rglob("*")) == there
     assert "canary" not in str(error.value)
-    assert "To mend:" in str(error.value)
+    assert "Fix:" in str(error.value)
     # Nor is it read by the verb, which changes nothing.
     model = tfdeep.models.dnn((4,), hidden_units=[3], num_outputs=2)
     with pytest.raises(TfdeepError):

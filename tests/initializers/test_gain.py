@@ -133,4 +133,4 @@ def test_inside_a_traced_function():
 def test_what_has_no_gain_is_refused(activation, convention, text):
     with pytest.raises(InvalidArgumentError, match=text) as error:
         gain(activation, convention)
-    assert "To mend:" in str(error.value)
+    assert "Fix:" in str(error.value)

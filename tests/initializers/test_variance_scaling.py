@@ -304,7 +304,7 @@ class TestConfig:
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(InvalidArgumentError, match="To mend:"):
+    with pytest.raises(InvalidArgumentError, match="Fix:"):
         VarianceScaling(**arguments)
 
 

@@ -267,7 +267,7 @@ def test_swapped_arguments_are_told(clip, optimizer):
 def test_the_remedy_for_a_second_clipping_is_to_leave_it_out(argument):
     with pytest.raises(InvalidArgumentError) as error:
         ClipByGlobalNorm(keras.optimizers.Adam(**{argument: 2}), 1.0)
-    assert f"To mend:  leave `{argument}` out of `Adam(...)`" in str(error.value)
+    assert f"Fix:      leave `{argument}` out of `Adam(...)`" in str(error.value)
 
 
 @pytest.mark.parametrize(

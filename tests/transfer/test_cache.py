@@ -244,7 +244,7 @@ class TestRefused:
     def check(self, error, message, model, data, **arguments):
         with pytest.raises(error, match=message) as caught:
             tfdeep.cache_frozen(model, data, **arguments)
-        for part in ("Received:", "Expected:", "To mend:"):
+        for part in ("Received:", "Expected:", "Fix:"):
             assert part in str(caught.value)
 
     def frozen(self, include="hidden1"):

@@ -167,7 +167,7 @@ class TestRefused:
         before = model.get_weights()
         with pytest.raises(error, match=message) as caught:
             tfdeep.cache_frozen(model, data, *cache_dir, **arguments)
-        for part in ("Received:", "Expected:", "To mend:"):
+        for part in ("Received:", "Expected:", "Fix:"):
             assert part in str(caught.value)
         for a, b in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)

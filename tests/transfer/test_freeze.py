@@ -26,7 +26,7 @@ def fit_briefly(model):
 
 
 def values(model):
-    from tfdeep._core._paths import model_variables
+    from tfdeep._keras._variables import model_variables
 
     return {v.path: v.variable.numpy() for v in model_variables(model)}
 

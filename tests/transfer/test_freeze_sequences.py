@@ -17,8 +17,8 @@ from keras import layers
 
 import tfdeep
 from tests import nets
-from tfdeep._core import _keras_internals, _optimizers
-from tfdeep._core._paths import model_variables
+from tfdeep._keras import _internals, _optimizers
+from tfdeep._keras._variables import model_variables
 from tfdeep.errors import TrainableFlagWarning
 
 adam = keras.optimizers.Adam
@@ -226,7 +226,7 @@ class Run:
         self.model.save_weights(self.directory / "model.weights.h5")
         own = (self.kind, self.trained(), set(self.frozen), set(self.live))
         # By what it holds beside the flags, Keras cannot load an optimizer.
-        holds = _keras_internals.built_for(self.model.optimizer)
+        holds = _internals.built_for(self.model.optimizer)
         fits = {id(v) for v in holds} == {id(v) for v in self.model.trainable_variables}
         state = self.state() if fits else None
         self.saved = (self.read(), state, *own)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def explain(what: str, received: str, expected: str, fix: str) -> str:
-    """Renders an error message that says what went wrong and how to mend it.
+    """Renders an error message that says what went wrong and how to fix it.
 
     Args:
         what: One sentence: what happened, in which context.
@@ -22,9 +22,9 @@ def explain(what: str, received: str, expected: str, fix: str) -> str:
     Cannot clip.
       Received: clip_norm=-1
       Expected: a number > 0
-      To mend:  clip_norm=1.0
+      Fix:      clip_norm=1.0
     """
-    return f"{what}\n  Received: {received}\n  Expected: {expected}\n  To mend:  {fix}"
+    return f"{what}\n  Received: {received}\n  Expected: {expected}\n  Fix:      {fix}"
 
 
 def printable(text: str) -> str:

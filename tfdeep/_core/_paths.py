@@ -10,80 +10,14 @@ start: `hidden[123]` selects `hidden1/kernel` and not `hidden10/kernel`.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import a_type, explain, listing
-from tfdeep.errors import ModelError, SelectionError
+from tfdeep.errors import SelectionError
 
 Patterns = str | Sequence[str] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelVariable:
-    """One weight of a model.
-
-    Attributes:
-        path: Names of the layers from the model inwards, then the variable's name.
-        variable: The `keras.Variable`.
-        layer: The layer that owns it.
-    """
-
-    path: str
-    variable: Any
-    layer: Any
-
-    @property
-    def layer_path(self) -> str:
-        """The path of the owning layer; empty for the model itself."""
-        return self.path.rpartition("/")[0]
-
-
-def model_variables(model: Any) -> list[ModelVariable]:
-    """Every weight of `model` once, with its path, in the order of the layers.
-
-    Raises:
-        ModelError: If the model has no weights yet.
-    """
-    found: list[ModelVariable] = []
-    seen: set[int] = set()
-
-    def visit(layer: Any, prefix: str) -> None:
-        seen.add(id(layer))
-        for variable in own_weights(layer):
-            if id(variable) not in seen:
-                seen.add(id(variable))
-                found.append(ModelVariable(prefix + variable.name, variable, layer))
-        for child in _keras_internals.sublayers(layer):
-            if id(child) not in seen:
-                visit(child, f"{prefix}{child.name}/")
-
-    visit(model, "")
-    if not found:
-        raise ModelError(
-            explain(
-                f"The model `{model.name}` has no weights yet.",
-                received=f"{a_type(model)} with built={model.built}",
-                expected="a model whose layers have created their weights",
-                fix="call it on a batch, `model.build(input_shape)`, or start it with "
-                "`keras.Input(shape)`; nothing was changed",
-            )
-        )
-    return found
-
-
-def own_weights(layer: Any) -> list[Any]:
-    """The weights of a layer that belong to none of its sublayers."""
-    inner = {
-        id(weight)
-        for child in _keras_internals.sublayers(layer)
-        for weight in child.weights
-    }
-    return [weight for weight in layer.weights if id(weight) not in inner]
 
 
 def select(

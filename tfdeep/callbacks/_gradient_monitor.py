@@ -13,10 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _architecture, _keras_internals, _optimizers, _paths
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
+from tfdeep._keras import _architecture, _internals, _optimizers, _variables
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.callbacks._run_writer import RunWriter
 from tfdeep.callbacks._train_function import WatchedTrainFunction
@@ -144,7 +145,7 @@ class GradientMonitor(keras.callbacks.Callback):
     def _reset(self) -> None:
         self._recorder = None
         self._keys: list[str] = []
-        self._variables: list[_paths.ModelVariable] = []
+        self._variables: list[_variables.ModelVariable] = []
         self._recording: Recording | None = None
         self._examiner = Examiner(self.rules)
         self._findings: list[Finding] = []
@@ -340,7 +341,9 @@ class GradientMonitor(keras.callbacks.Callback):
                 )
             )
         variables = [
-            v for v in _paths.model_variables(self.model) if id(v.variable) in trainable
+            v
+            for v in _variables.model_variables(self.model)
+            if id(v.variable) in trainable
         ]
         paths = [v.path for v in variables]
         chosen = set(
@@ -464,13 +467,13 @@ def _next_examination(done: int) -> int:
 
 def _with_frozen_too_late(model: Any, layers: tuple[LayerInfo, ...]) -> Any:
     """Marks the layers that were frozen when it was too late to take effect."""
-    flags = _keras_internals.trainable_when_compiled(model)
+    flags = _internals.trainable_when_compiled(model)
     train_function = WatchedTrainFunction.own_of(model)
-    if flags is None or not _keras_internals.was_traced(train_function):
+    if flags is None or not _internals.was_traced(train_function):
         return layers
     optimizer = _optimizers.chain(model.optimizer)[-1]
     # What `tfdeep.freeze` freezes, the optimizer does not hold any more.
-    held = {id(v) for v in _keras_internals.built_for(optimizer)}
+    held = {id(v) for v in _internals.built_for(optimizer)}
     by_path = _architecture.layers_of(model)
 
     def is_too_late(layer: Any) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _optimizers, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
+from tfdeep._keras import _optimizers, _variables
 from tfdeep.errors import InvalidArgumentError, ModelError, TfdeepError
 from tfdeep.transfer import FreezeReport
 from tfdeep.transfer._freeze import notice_flags_set_by_hand, unfreeze
@@ -120,7 +121,7 @@ class GradualUnfreeze(keras.callbacks.Callback):
 
     def _check(self) -> None:
         """Raises if the stages cannot work with this model."""
-        paths = [v.path for v in _paths.model_variables(self.model)]
+        paths = [v.path for v in _variables.model_variables(self.model)]
         for patterns in self.stages.values():
             _paths.select(paths, patterns, self.exclude)
         if self.rate_factor is not None:

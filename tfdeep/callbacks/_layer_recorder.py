@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _activations, _architecture
-from tfdeep._core._layer_calls import LayerCall, LayerCalls
+from tfdeep._core import _activations
+from tfdeep._keras import _architecture
+from tfdeep._keras._layer_calls import LayerCall, LayerCalls
 from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import nothing

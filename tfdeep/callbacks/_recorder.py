@@ -23,9 +23,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals, _optimizers, _replicas
+from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
-from tfdeep._core._layer_calls import replace
+from tfdeep._keras import _internals, _optimizers, _replicas
+from tfdeep._keras._layer_calls import replace
 from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._layer_recorder import LayerRecorder
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
@@ -226,7 +227,7 @@ class StepRecorder:
     def _look_at_plain(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def seen(grads: Any, trainable_variables: Any = None) -> Any:
             if trainable_variables is None:
-                variables = _keras_internals.built_for(self._plain)
+                variables = _internals.built_for(self._plain)
             else:
                 variables = list(trainable_variables)
             gradients, present = _present(grads, variables)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core._layer_calls import replace
+from tfdeep._keras._layer_calls import replace
 from tfdeep.callbacks._recorder import StepRecorder
 
 

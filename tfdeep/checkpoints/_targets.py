@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep._core._paths import Patterns
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._variables import ModelVariable
 from tfdeep.checkpoints._plan import Target, Transform
 from tfdeep.checkpoints._reader import TensorInfo
 from tfdeep.checkpoints._torch_layout import recipes
@@ -159,7 +161,7 @@ def find_targets(
                 "changed",
             )
         )
-    variables = _paths.model_variables(model)
+    variables = _variables.model_variables(model)
     targets = _layer_targets(model, variables, layout)
     by_path = {v.path: v.variable for v in variables}
     if optimizer:
@@ -219,7 +221,7 @@ def _owners(model: Any) -> dict[int, tuple[Any, ...]]:
     def visit(layer: Any, above: tuple[Any, ...]) -> None:
         if id(layer) not in owners:
             owners[id(layer)] = (*above, layer)
-            for child in _keras_internals.sublayers(layer):
+            for child in _internals.sublayers(layer):
                 visit(child, owners[id(layer)])
 
     visit(model, ())
@@ -266,7 +268,7 @@ def _names_in_keras_2(slot: Any, model: Any) -> list[str]:
     if name == "iteration":
         return [_OPTIMIZER + name, name]
     names = []
-    for v in _paths.model_variables(model):
+    for v in _variables.model_variables(model):
         flat = v.variable.path.replace("/", "_")
         old = _SLOTS_IN_KERAS_2.get(name.removeprefix(f"{flat}_"))
         if name.startswith(f"{flat}_") and old is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core._paths import ModelVariable
+from tfdeep._keras._variables import ModelVariable
 
 Convert = Callable[..., np.ndarray]
 

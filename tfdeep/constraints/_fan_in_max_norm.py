@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals, _layouts, _living
 from tfdeep._core._explain import explain
+from tfdeep._keras import _internals, _layouts, _living
 from tfdeep.errors import InvalidArgumentError
 
 # By the `id` of each variable that was alive when one was last not found here. To look
@@ -110,7 +110,7 @@ def _axes_of(w: Any) -> tuple[int, ...]:
     if known is None or known[0]() is not w:  # the ids of the dead are given again
         _AXES.clear()
         for layer in _living.layers():
-            for variable in _keras_internals.declared_trainable(layer):
+            for variable in _internals.declared_trainable(layer):
                 _AXES[id(variable)] = _with_axes(variable, layer)
         known = _AXES.setdefault(id(w), _with_axes(w, None))
     return known[1]

@@ -10,15 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import (
-    _activations,
-    _architecture,
-    _gradients,
-    _keras_internals,
-    _paths,
-)
+from tfdeep._core import _activations, _gradients
 from tfdeep._core._explain import a_type, explain, listing
-from tfdeep._core._layer_calls import LayerCall, LayerCalls
+from tfdeep._keras import _architecture, _internals, _variables
+from tfdeep._keras._layer_calls import LayerCall, LayerCalls
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._examiner import in_order
 from tfdeep.diagnostics._finding import Finding
@@ -317,7 +312,7 @@ def _build(model: Any, x: Any) -> None:
 
 
 def _is_built(layer: Any) -> bool:
-    return layer.built and all(map(_is_built, _keras_internals.sublayers(layer)))
+    return layer.built and all(map(_is_built, _internals.sublayers(layer)))
 
 
 @contextlib.contextmanager
@@ -374,9 +369,9 @@ def _call(model: Any, x: Any, training: bool) -> Any:
         ) from error
 
 
-def _trainable(model: Any) -> list[_paths.ModelVariable]:
+def _trainable(model: Any) -> list[_variables.ModelVariable]:
     trained = {id(v) for v in model.trainable_variables}
-    found = [v for v in _paths.model_variables(model) if id(v.variable) in trained]
+    found = [v for v in _variables.model_variables(model) if id(v.variable) in trained]
     if not found:
         raise ModelError(
             explain(
@@ -392,7 +387,7 @@ def _trainable(model: Any) -> list[_paths.ModelVariable]:
 def _rows(
     infos: tuple[_architecture.LayerInfo, ...],
     calls: dict[str, LayerCall],
-    variables: list[_paths.ModelVariable],
+    variables: list[_variables.ModelVariable],
     value: Any,
     gradients: tuple[list[Any], dict[str, Any]],
 ) -> dict[str, np.ndarray]:
@@ -434,7 +429,7 @@ def _finite_norm(norm: float) -> float:
     return norm if np.isfinite(norm) else np.inf
 
 
-def _silent(variable: _paths.ModelVariable, gradient: Any) -> float:
+def _silent(variable: _variables.ModelVariable, gradient: Any) -> float:
     if variable.variable.name not in ("bias", "beta") or gradient is None:
         return float("nan")
     return float(np.mean(np.asarray(gradient) == 0))
@@ -484,7 +479,7 @@ def _measured(call: LayerCall | None, gradient: Any) -> dict[str, float]:
 def _layer_diagnoses(
     infos: tuple[_architecture.LayerInfo, ...],
     rows: dict[str, np.ndarray],
-    variables: list[_paths.ModelVariable],
+    variables: list[_variables.ModelVariable],
 ) -> Iterator[LayerDiagnosis]:
     columns = {v.path: i for i, v in enumerate(variables)}
     for i, info in enumerate(infos):

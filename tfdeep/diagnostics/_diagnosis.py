@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics._plots import figure_class
 

@@ -6,8 +6,8 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
-from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record
+from tfdeep._keras._architecture import LayerInfo
 
 KINDS = (
     "nonfinite",
@@ -98,7 +98,7 @@ def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> st
         + textwrap.indent(
             textwrap.fill(f"{evidence}.", 76)
             + "\n"
-            + textwrap.fill(f"To mend: {first.remedy}.", 76),
+            + textwrap.fill(f"Fix: {first.remedy}.", 76),
             "  ",
         )
     )

@@ -259,7 +259,7 @@ def _finding(group: Sequence[Finding]) -> str:
             f"<details><summary>Each layer</summary><ul>{items}</ul></details>"
         )
     for remedy in dict.fromkeys(finding.remedy for finding in group):
-        parts.append(f"<p><strong>To mend:</strong> {_with_code(remedy)}</p>")
+        parts.append(f"<p><strong>Fix:</strong> {_with_code(remedy)}</p>")
     parts.append("</div>")
     return "\n".join(parts)
 

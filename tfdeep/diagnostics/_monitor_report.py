@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._records import Record, counted, render_table, shorten
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
 
 History = Mapping[str, Mapping[str, np.ndarray]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.errors import InvalidArgumentError
 
 # Whose numbers the columns of a quantity are: the net's, ...

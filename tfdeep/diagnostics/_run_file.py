@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import EACH_STEP, Recording
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError

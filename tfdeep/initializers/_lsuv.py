@@ -12,11 +12,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import a_type, explain, listing
-from tfdeep._core._layer_calls import replace
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._layer_calls import replace
 from tfdeep.errors import DataError, InvalidArgumentError, ModelError
 from tfdeep.initializers._orthogonal import Orthogonal
 from tfdeep.initializers._owner import drawing_for
@@ -208,11 +209,11 @@ def lsuv(
 
 def _kernels(
     model: Any,
-) -> tuple[list[_paths.ModelVariable], list[tuple[str, str]]]:
+) -> tuple[list[_variables.ModelVariable], list[tuple[str, str]]]:
     """The kernels that can be scaled, and the layers that cannot, with the reason."""
     kernels, skipped = [], {}
     remade = _remade(model)
-    for v in _paths.model_variables(model):
+    for v in _variables.model_variables(model):
         layer, path = v.layer, v.layer_path
         if id(layer) in remade:
             skipped[path] = remade[id(layer)]
@@ -250,14 +251,16 @@ def _remade(model: Any) -> dict[int, str]:
             why = why or f"inside {a_type(layer)}"
         if why:
             found[id(layer)] = why
-        waiting += [(inner, why) for inner in _keras_internals.sublayers(layer)]
+        waiting += [(inner, why) for inner in _internals.sublayers(layer)]
     return found
 
 
 class _Sweep:
     """One call of the model in which each layer is scaled when it is reached."""
 
-    def __init__(self, kernels: list[_paths.ModelVariable], tolerance: float) -> None:
+    def __init__(
+        self, kernels: list[_variables.ModelVariable], tolerance: float
+    ) -> None:
         self.results: dict[str, LsuvLayer] = {}
         # Raised after the call: Keras rewrites what is raised inside a layer.
         self.failure: ModelError | None = None
@@ -287,7 +290,7 @@ class _Sweep:
         return seen
 
     def _scaled(
-        self, kernel: _paths.ModelVariable, call: Callable[..., Any]
+        self, kernel: _variables.ModelVariable, call: Callable[..., Any]
     ) -> Callable[..., Any]:
         path = kernel.layer_path
 
@@ -363,7 +366,7 @@ def _cannot(path: str, variance: float) -> ModelError:
 def _all_layers(model: Any) -> list[Any]:
     found, waiting = {id(model): model}, [model]
     while waiting:
-        for inner in _keras_internals.sublayers(waiting.pop()):
+        for inner in _internals.sublayers(waiting.pop()):
             if id(inner) not in found:
                 found[id(inner)] = inner
                 waiting.append(inner)

@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals
+from tfdeep._keras import _internals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,9 @@ def _layer_inside(layer: Any, variable: Any) -> Any:
     waiting, seen = [layer], {id(layer)}
     while waiting:
         layer = waiting.pop()
-        if any(v is variable for v in _keras_internals.declared_trainable(layer)):
+        if any(v is variable for v in _internals.declared_trainable(layer)):
             return layer
-        for inner in _keras_internals.sublayers(layer):
+        for inner in _internals.sublayers(layer):
             if id(inner) not in seen:
                 seen.add(id(inner))
                 waiting.append(inner)

@@ -8,10 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import a_type, explain, listing
-from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._variables import ModelVariable
 from tfdeep.errors import InvalidArgumentError, ModelError
 from tfdeep.initializers._owner import drawing_for
 from tfdeep.initializers._random import RandomInitializer
@@ -110,7 +112,7 @@ def reinitialize(
     >>> [variable.path for variable in report.drawn]
     ['outputs/kernel', 'outputs/bias']
     """
-    variables = _paths.model_variables(model)
+    variables = _variables.model_variables(model)
     drawable = [v for v in variables if _is_drawable(v)]
     chosen = set(_paths.select([v.path for v in drawable], include, exclude))
     drawn = [v for v in drawable if v.path in chosen]
@@ -133,7 +135,7 @@ def reinitialize(
 
 def _is_drawable(v: ModelVariable) -> bool:
     is_float = keras.backend.is_float_dtype(v.variable.dtype)
-    trained = any(w is v.variable for w in _keras_internals.declared_trainable(v.layer))
+    trained = any(w is v.variable for w in _internals.declared_trainable(v.layer))
     return is_float and (trained or not hasattr(v.layer, "adapt"))
 
 
@@ -176,7 +178,7 @@ def _of_their_layers(variables: list[ModelVariable]) -> list[np.ndarray]:
     for v in layers.values():
         fresh = _made_anew(v)
         for old, other in zip(
-            _paths.own_weights(v.layer), _paths.own_weights(fresh), strict=True
+            _variables.own_weights(v.layer), _variables.own_weights(fresh), strict=True
         ):
             new[id(old)] = keras.ops.convert_to_numpy(other)
     return [new[id(v.variable)] for v in variables]
@@ -192,10 +194,10 @@ def _made_anew(v: ModelVariable) -> Any:
                 vars(fresh)[name] = value
         if not fresh.built:
             fresh.build_from_config(layer.get_build_config())
-        shapes = [tuple(w.shape) for w in _paths.own_weights(fresh)]
+        shapes = [tuple(w.shape) for w in _variables.own_weights(fresh)]
     except Exception as error:  # whatever a layer of the user's own may raise
         raise _not_made_anew(v, f"{type(error).__name__}: {error}") from error
-    expected = [tuple(w.shape) for w in _paths.own_weights(layer)]
+    expected = [tuple(w.shape) for w in _variables.own_weights(layer)]
     if shapes != expected:
         raise _not_made_anew(v, f"weights of shapes {shapes} instead of {expected}")
     return fresh

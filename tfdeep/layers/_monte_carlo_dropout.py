@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import a_type, explain
+from tfdeep._keras import _internals
 from tfdeep.errors import ModelError
 from tfdeep.layers._arguments import whole_number
 
@@ -164,7 +164,7 @@ def mc_predict(
 def _is_stochastic(layer: Any) -> bool:
     if isinstance(layer, MCDropout | MCAlphaDropout):
         return True
-    return any(map(_is_stochastic, _keras_internals.sublayers(layer)))
+    return any(map(_is_stochastic, _internals.sublayers(layer)))
 
 
 def _wide(outputs: Any) -> tf.Tensor:

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import explain
-from tfdeep._core._layouts import unit_axes
+from tfdeep._keras import _internals
+from tfdeep._keras._layouts import unit_axes
 from tfdeep.errors import DataError, ModelError
 from tfdeep.layers._substitute import call_with
 from tfdeep.layers._unit_moments import unit_moments
@@ -124,7 +124,7 @@ class WeightNormalization(keras.layers.Wrapper):
     def _weights(self) -> list[tuple[keras.Variable, Any]]:
         """Each kernel v with its w = g v / ||v||, in the precision of v."""
         return [
-            (v, _scaled(v, axes, _keras_internals.uncast_value(g)))
+            (v, _scaled(v, axes, _internals.uncast_value(g)))
             for (v, axes), g in zip(self._kernels, self._lengths, strict=True)
         ]
 
@@ -151,7 +151,7 @@ class WeightNormalization(keras.layers.Wrapper):
             self(data)
         layer = self.layer
         kernel, axes = self._kernels[-1]
-        own = _keras_internals.declared_trainable(layer)
+        own = _internals.declared_trainable(layer)
         if hasattr(layer, "state_size") or not any(v is kernel for v in own):
             raise _cannot_adapt(layer, "a dense or convolution layer")
         bias = layer.bias
@@ -227,10 +227,10 @@ def _kernels(layer: Any) -> Iterator[tuple[keras.Variable, tuple[int, ...]]]:
     """The kernels in a layer, with the axes over which a unit's weights lie."""
     is_plain = not getattr(layer, "lora_enabled", False)
     is_plain = is_plain and not getattr(layer, "quantization_mode", None)
-    for variable in _keras_internals.declared_trainable(layer) if is_plain else ():
+    for variable in _internals.declared_trainable(layer) if is_plain else ():
         if variable.name in _KERNELS:
             yield variable, unit_axes(variable, layer)
-    for inner in _keras_internals.sublayers(layer):
+    for inner in _internals.sublayers(layer):
         yield from _kernels(inner)
 
 
@@ -238,7 +238,7 @@ def _norm_of(v: keras.Variable, axes: tuple[int, ...]) -> Any:
     """An initializer that gives the norms of another variable."""
 
     def initializer(shape: Any, dtype: Any = None) -> Any:
-        value = _keras_internals.uncast_value(v)
+        value = _internals.uncast_value(v)
         return ops.sqrt(ops.sum(ops.square(value), axis=axes))
 
     return initializer
@@ -263,7 +263,7 @@ def _scaled(v: keras.Variable, axes: tuple[int, ...], g: Any) -> Any:
 
         return v * factor, gradients
 
-    value = tf.convert_to_tensor(_keras_internals.uncast_value(v))
+    value = tf.convert_to_tensor(_internals.uncast_value(v))
     return scaled(value, ops.expand_dims(g, axes))
 
 

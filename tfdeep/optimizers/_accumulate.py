@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _replicas
 from tfdeep._core._gradients import Gradient
+from tfdeep._keras import _replicas
 from tfdeep.optimizers._arguments import whole_number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper, trained
 

@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _layouts, _living, _paths
+from tfdeep._core import _gradients, _paths
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._paths import Patterns
+from tfdeep._keras import _layouts, _living, _variables
 from tfdeep.optimizers._arguments import number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
@@ -156,7 +157,7 @@ class AdaptiveClip(OptimizerWrapper):
         if self.exclude is not None:
             paths = {v.path: v for v in variables}
             for model in _living.models_compiled_with(self):
-                paths = {v.path: v.variable for v in _paths.model_variables(model)}
+                paths = {v.path: v.variable for v in _variables.model_variables(model)}
             for path in _paths.select(list(paths), include=self.exclude):
                 axes[id(paths[path])] = None
         return axes

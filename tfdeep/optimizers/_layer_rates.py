@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals, _living, _optimizers, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _internals, _living, _optimizers, _variables
 from tfdeep.errors import InvalidArgumentError, SelectionError
 from tfdeep.optimizers._arguments import number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper
@@ -117,7 +118,7 @@ class LayerRates(OptimizerWrapper):
         Raises:
             SelectionError: If a pattern selects no variable, or two select the same.
         """
-        variables = _paths.model_variables(model)
+        variables = _variables.model_variables(model)
         multipliers = _multipliers([v.path for v in variables], self.rates)
         trained = {id(variable) for variable in model.trainable_variables}
         [first, *_] = _optimizers.groups(_optimizers.chain(self)[-1])
@@ -138,10 +139,10 @@ class LayerRates(OptimizerWrapper):
         self, gradients: list[Gradient], variables: list[keras.Variable]
     ) -> list[Gradient]:
         if any(id(variable) not in self._factors for variable in variables):
-            self._factors = self._find_factors(_keras_internals.built_for(self))
+            self._factors = self._find_factors(_internals.built_for(self))
         for optimizer in _optimizers.groups(_optimizers.chain(self)[-1]):
-            built_for = _keras_internals.built_for(optimizer)
-            _keras_internals.multiply_rates(
+            built_for = _internals.built_for(optimizer)
+            _internals.multiply_rates(
                 optimizer, self, [(v, self._factors[id(v)]) for v in built_for]
             )
         self.record()
@@ -151,7 +152,7 @@ class LayerRates(OptimizerWrapper):
         paths = {id(v): v.path for v in variables}
         for model in _living.models_compiled_with(self):
             paths.update(
-                {id(v.variable): v.path for v in _paths.model_variables(model)}
+                {id(v.variable): v.path for v in _variables.model_variables(model)}
             )
         multipliers = _multipliers(list(paths.values()), self.rates)
         return {key: multipliers[path] for key, path in paths.items()}
@@ -203,7 +204,7 @@ def layer_decay(
         0, decay, "decay", "layer_decay", "one layer over the next", at_most=1,
         example=0.9,
     )  # fmt: skip
-    variables = _paths.model_variables(model)
+    variables = _variables.model_variables(model)
     if blocks is None:
         blocks = _layer_patterns(variables)
     rates = {block: decay ** (len(blocks) - 1 - i) for i, block in enumerate(blocks)}
@@ -221,7 +222,7 @@ def layer_decay(
     return rates
 
 
-def _layer_patterns(variables: list[_paths.ModelVariable]) -> list[str]:
+def _layer_patterns(variables: list[_variables.ModelVariable]) -> list[str]:
     """A pattern for each layer that has weights of its own."""
     names: dict[str, list[str]] = {}
     for v in variables:

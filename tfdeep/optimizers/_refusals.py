@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals, _living, _optimizers, _replicas
 from tfdeep._core._explain import explain
+from tfdeep._keras import _internals, _living, _optimizers, _replicas
 from tfdeep.errors import InvalidArgumentError
 
 
@@ -110,14 +110,14 @@ def check_step(wrapper: Any) -> None:
     strategy = tf.distribute.get_strategy()
     inside = _optimizers.chain(wrapper)
     for optimizer in [*inside, *_optimizers.groups(inside[-1])]:
-        if _keras_internals.strategy_of(optimizer) is not strategy:
+        if _internals.strategy_of(optimizer) is not strategy:
             raise InvalidArgumentError(
                 explain(
                     f"`{type(optimizer).__name__}` was not made in the scope of the "
                     "strategy that it trains in: its steps would be counted once for "
                     "each replica, or not be applied at all.",
                     received=f"an optimizer made under "
-                    f"{_name(_keras_internals.strategy_of(optimizer))}, used under "
+                    f"{_name(_internals.strategy_of(optimizer))}, used under "
                     f"{_name(strategy)}",
                     expected="model, optimizer and wrappers made in `strategy.scope()`",
                     fix="move the lines that make them, and `compile`, into "
@@ -174,7 +174,7 @@ def _check_compiled(model: Any, strategy: Any) -> None:
 
 
 def _loops_break(strategy: Any) -> bool:
-    all_reduce = _keras_internals.all_reduce_of(strategy)
+    all_reduce = _internals.all_reduce_of(strategy)
     return all_reduce is not None and not isinstance(all_reduce, _WORKS_IN_LOOPS)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _replicas
 from tfdeep._core._gradients import Gradient
+from tfdeep._keras import _replicas
 
 
 @keras.saving.register_keras_serializable("tfdeep")

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals, _replicas
+from tfdeep._core import _gradients
 from tfdeep._core._explain import explain
 from tfdeep._core._gradients import Gradient
+from tfdeep._keras import _internals, _replicas
 from tfdeep.errors import NonFiniteGradientError
 from tfdeep.optimizers._arguments import whole_number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper, trained
@@ -92,7 +93,7 @@ class SkipNonFinite(OptimizerWrapper):
         return None if place < 0 else self._paths()[place]
 
     def _paths(self) -> list[str]:
-        return [variable.path for variable in _keras_internals.built_for(self)]
+        return [variable.path for variable in _internals.built_for(self)]
 
     def apply_reduced(
         self,
@@ -108,7 +109,7 @@ class SkipNonFinite(OptimizerWrapper):
         in_a_row = (self._consecutive.value + 1) * skipped
         self._consecutive.assign(in_a_row)
 
-        position = {id(v): i for i, v in enumerate(_keras_internals.built_for(self))}
+        position = {id(v): i for i, v in enumerate(_internals.built_for(self))}
         first = tf.argmin(tf.cast(is_finite, tf.int32))
         broken = tf.gather([position[id(variables[i])] for i in places], first)
         broken = tf.cast(broken, self._broken.dtype)

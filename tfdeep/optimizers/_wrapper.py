@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _gradients, _keras_internals, _living, _replicas
+from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient
+from tfdeep._keras import _internals, _living, _replicas
 from tfdeep.optimizers import _refusals
 from tfdeep.optimizers._telemetry import Telemetry
 
@@ -151,7 +152,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             return
         _refusals.check_step(self)
         if trainable_variables is None:
-            variables = _keras_internals.built_for(self)
+            variables = _internals.built_for(self)
         else:
             variables = list(trainable_variables)
             if not self.built:
@@ -230,7 +231,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             ]
             gradients = _with(gradients, places, scaled)
         if _replicas.count() > 1:
-            _keras_internals.apply_reduced(inner, gradients, variables)
+            _internals.apply_reduced(inner, gradients, variables)
         else:
             inner.apply(gradients, trainable_variables=variables)
 

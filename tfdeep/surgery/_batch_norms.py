@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals
+from tfdeep._keras import _internals
 
 
 def batch_norms(model: Any) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def batch_norms(model: Any) -> dict[str, Any]:
     seen: set[int] = set()
 
     def visit(layer: Any, prefix: str) -> None:
-        for child in _keras_internals.sublayers(layer):
+        for child in _internals.sublayers(layer):
             if id(child) not in seen:
                 seen.add(id(child))
                 if isinstance(child, keras.layers.BatchNormalization):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import Record, render_table
+from tfdeep._keras import _variables
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.surgery._setup import setup_of
 from tfdeep.surgery._setup_rules import RULES
@@ -120,7 +120,7 @@ def check_setup(model: Any, batch_size: int | None = None) -> SetupReport:
                 fix="for example `batch_size=32`",
             )
         )
-    _paths.model_variables(model)  # which says so if there are none yet
+    _variables.model_variables(model)  # which says so if there are none yet
     setup = setup_of(model, batch_size)
     applied = [r for r in RULES if r.name != "small_batch" or batch_size is not None]
     return SetupReport(

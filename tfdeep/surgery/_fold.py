@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import a_type
-from tfdeep._core._graph import graph_nodes, is_graph
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _internals
+from tfdeep._keras._graph import graph_nodes, is_graph
 from tfdeep.surgery._affine import (
     AffineWeights,
     channel_axis,
@@ -178,7 +178,7 @@ class _Plan:
             return None, f"is {a_type(norm)}"
         if self._calls[id(norm)] > 1:
             return None, "is called several times"
-        args, kwargs = _keras_internals.call_arguments(node, _themselves(node))
+        args, kwargs = _internals.call_arguments(node, _themselves(node))
         if any(given is True for given in [*args, kwargs.get("training")]):
             return None, "is called with training=True"
         scale, shift = _scale_and_shift(norm)
@@ -206,7 +206,7 @@ class _Plan:
         source = tensor
         while id(source) in self._dropped:
             source = self._dropped[id(source)]
-        layer = _keras_internals.producer(source).operation
+        layer = _internals.producer(source).operation
         if not is_affine(layer):
             return None, f"{_described(layer)} before it"
         if not is_linear(layer):
@@ -248,7 +248,7 @@ class _Plan:
             else:
                 if self._changes(operation):
                     operation = self.build(operation)
-                args, kwargs = _keras_internals.call_arguments(node, tensors)
+                args, kwargs = _internals.call_arguments(node, tensors)
                 outputs = keras.tree.flatten(operation(*args, **kwargs))
             for old, new in zip(node.output_tensors, outputs, strict=True):
                 tensors[id(old)] = new

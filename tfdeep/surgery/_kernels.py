@@ -6,10 +6,12 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain
-from tfdeep._core._graph import is_graph
-from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep._core._paths import Patterns
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._graph import is_graph
+from tfdeep._keras._variables import ModelVariable
 from tfdeep.errors import ModelError
 
 # Layers whose own configuration holds that of the layers inside.
@@ -26,7 +28,7 @@ def select_kernels(
     model: Any, include: Patterns, exclude: Patterns
 ) -> list[ModelVariable]:
     """The weights of two axes and more that multiply something, and are selected."""
-    kernels = [v for v in _paths.model_variables(model) if _is_kernel(v.variable)]
+    kernels = [v for v in _variables.model_variables(model) if _is_kernel(v.variable)]
     if not kernels:
         raise ModelError(
             explain(
@@ -66,7 +68,7 @@ def layers_in_config(model: Any) -> set[int]:
     def visit(layer: Any) -> None:
         found.add(id(layer))
         if isinstance(layer, _CONTAINERS) or is_graph(layer):
-            for child in _keras_internals.sublayers(layer):
+            for child in _internals.sublayers(layer):
                 visit(child)
 
     visit(model)

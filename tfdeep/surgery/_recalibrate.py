@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import a_type, explain, listing
-from tfdeep._core._layer_calls import replace
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _variables
+from tfdeep._keras._layer_calls import replace
 from tfdeep.errors import DataError, InvalidArgumentError, ModelError
 from tfdeep.surgery._batch_norms import batch_norms
 
@@ -184,7 +185,9 @@ def recalibrate_batch_norm(
             _assign(layers[path], measured[path])
     except BaseException:
         for path, layer in layers.items():
-            for variable, value in zip(_variables(layer), before[path], strict=True):
+            for variable, value in zip(
+                _statistics_of(layer), before[path], strict=True
+            ):
                 variable.assign(value)
         raise
     any_moments = next(iter(measured.values()), _Moments())
@@ -201,7 +204,7 @@ def recalibrate_batch_norm(
 
 
 def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any]:
-    _paths.model_variables(model)  # which says so if there are none yet
+    _variables.model_variables(model)  # which says so if there are none yet
     layers = batch_norms(model)
     if not layers:
         raise ModelError(
@@ -365,7 +368,7 @@ def _moments(inputs: Any, mask: Any, axis: int) -> tuple[tf.Tensor, ...]:
     return count, mean, tf.reduce_sum(tf.square(values - mean), 0)
 
 
-def _variables(layer: Any) -> list[Any]:
+def _statistics_of(layer: Any) -> list[Any]:
     found = [layer.moving_mean, layer.moving_variance]
     if getattr(layer, "renorm", False):
         found += [layer.renorm_mean, layer.renorm_stddev, layer.moving_stddev]
@@ -373,14 +376,14 @@ def _variables(layer: Any) -> list[Any]:
 
 
 def _statistics(layer: Any) -> list[Any]:
-    return [variable.numpy() for variable in _variables(layer)]
+    return [variable.numpy() for variable in _statistics_of(layer)]
 
 
 def _assign(layer: Any, moments: _Moments) -> None:
     variance = moments.squares / moments.count
     deviation = np.sqrt(variance + layer.epsilon)  # as renormalization keeps it
     values = [moments.mean, variance, moments.mean, deviation, deviation]
-    for variable, value in zip(_variables(layer), values, strict=False):
+    for variable, value in zip(_statistics_of(layer), values, strict=False):
         variable.assign(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _architecture, _graph, _keras_internals, _optimizers
+from tfdeep._keras import _architecture, _graph, _internals, _optimizers
 
 _NORMALIZATIONS = (
     keras.layers.BatchNormalization,
@@ -126,7 +126,7 @@ def _all_layers(model: Any) -> dict[str, Any]:
     seen: set[int] = set()
 
     def visit(layer: Any, prefix: str) -> None:
-        for child in _keras_internals.sublayers(layer):
+        for child in _internals.sublayers(layer):
             if id(child) not in seen:
                 seen.add(id(child))
                 found[prefix + child.name] = child
@@ -163,5 +163,5 @@ def _walk(
 def _replicas(model: Any) -> int:
     strategy = tf.distribute.get_strategy()
     for optimizer in _optimizers.chain(getattr(model, "optimizer", None)):
-        strategy = _keras_internals.strategy_of(optimizer)
+        strategy = _internals.strategy_of(optimizer)
     return int(strategy.num_replicas_in_sync)

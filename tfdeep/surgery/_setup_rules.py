@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _architecture, _optimizers, _paths
+from tfdeep._keras import _architecture, _optimizers, _variables
 from tfdeep.surgery._setup import Setup, Step
 
 Objection = tuple[list[str], str]  # paths of layers, what is wrong
@@ -221,7 +221,7 @@ def _scaling(layer: Any) -> tuple[float, str] | None:
 
 def _same_initial_values(setup: Setup) -> Iterator[Objection]:
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for v in _paths.model_variables(setup.model):
+    for v in _variables.model_variables(setup.model):
         if len(v.variable.shape) < 2 or "kernel" not in v.variable.name:
             continue
         values = np.asarray(v.variable.numpy())

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._graph import graph_nodes
+from tfdeep._keras import _internals
+from tfdeep._keras._graph import graph_nodes
 from tfdeep.errors import ModelError
 from tfdeep.transfer import _fingerprint, _graph
 from tfdeep.transfer._inference_mode import acts_in_training
@@ -111,9 +111,7 @@ def _cut(model: Any, in_training: bool) -> Cut:
                 "those; nothing was changed",
             )
         )
-    masked = [
-        origin(tensor) for tensor in part.boundary if _keras_internals.has_mask(tensor)
-    ]
+    masked = [origin(tensor) for tensor in part.boundary if _internals.has_mask(tensor)]
     if masked:
         raise ModelError(
             explain(
@@ -130,7 +128,7 @@ def _cut(model: Any, in_training: bool) -> Cut:
 
 def origin(tensor: Any) -> str:
     """Name of the layer that gives a tensor."""
-    return str(_keras_internals.producer(tensor).operation.name)
+    return str(_internals.producer(tensor).operation.name)
 
 
 def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
@@ -155,7 +153,7 @@ def _is_of_keras(operation: Any) -> bool:
     is_known = type(operation).__module__.startswith("keras.")
     if not isinstance(operation, keras.Layer):
         return is_known
-    return is_known and all(map(_is_of_keras, _keras_internals.sublayers(operation)))
+    return is_known and all(map(_is_of_keras, _internals.sublayers(operation)))
 
 
 def _acts_in_training(operation: Any) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _keras_internals, _paths
 from tfdeep._core._explain import a_type, explain
-from tfdeep._core._graph import graph_nodes, is_graph
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._graph import graph_nodes, is_graph
 from tfdeep.errors import ModelError
 
 # What a config says that the outputs of a built layer do not depend on.
@@ -62,7 +62,7 @@ def of_tensors(inputs: Iterable[Any], nodes: Iterable[Any]) -> dict[int, str]:
         if id(operation) not in operations:
             operations[id(operation)] = _of_operation(operation)
         given = {id(t): _Input(digests[id(t)]) for t in node.input_tensors}
-        arguments = _keras_internals.call_arguments(node, given)
+        arguments = _internals.call_arguments(node, given)
         call = digest(operations[id(operation)], _plain(arguments, operation.name))
         for i, tensor in enumerate(node.output_tensors):
             digests[id(tensor)] = digest(call, str(i))
@@ -89,8 +89,8 @@ def _of_operation(operation: Any) -> str:
     if not isinstance(operation, keras.layers.Lambda):  # its config holds file names
         parts.append(_plain(_config(operation), operation.name))
     if isinstance(operation, keras.Layer):
-        parts += [_of_weight(weight) for weight in _paths.own_weights(operation)]
-        parts += map(_of_operation, _keras_internals.sublayers(operation))
+        parts += [_of_weight(weight) for weight in _variables.own_weights(operation)]
+        parts += map(_of_operation, _internals.sublayers(operation))
     return digest(*parts)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals, _paths
+from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._graph import is_graph
-from tfdeep._core._paths import ModelVariable, Patterns
+from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _internals, _variables
+from tfdeep._keras._graph import is_graph
+from tfdeep._keras._variables import ModelVariable
 from tfdeep.errors import InvalidArgumentError, TrainableFlagWarning
 from tfdeep.transfer import _graph, _optimizer_state
 from tfdeep.transfer._inference_mode import (
@@ -200,7 +202,7 @@ def _change(
     model: Any, include: Patterns, exclude: Patterns, frozen_norms: str | None
 ) -> FreezeReport:
     """Freezes, or unfreezes if `frozen_norms` is None."""
-    variables = _paths.model_variables(model)
+    variables = _variables.model_variables(model)
     selected = set(_paths.select([v.path for v in variables], include, exclude))
     chosen = [v for v in variables if v.path in selected]
     before = _frozen(model, variables)
@@ -250,7 +252,7 @@ def notice_flags_set_by_hand(model: Any, stacklevel: int = 2) -> None:
     """
     trainable = {id(v) for v in model.trainable_variables}
     known = {id(v) for v in _optimizer_state.known_variables(model)}
-    paths = {id(v.variable): v.path for v in _paths.model_variables(model)}
+    paths = {id(v.variable): v.path for v in _variables.model_variables(model)}
     changed = {
         what: [paths[i] for i in paths if i in ids]
         for what, ids in (
@@ -284,7 +286,7 @@ def _statistics(layers: list[Any], frozen: set[int]) -> set[int]:
     found = set()
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            trained = {id(v) for v in _keras_internals.declared_trainable(layer)}
+            trained = {id(v) for v in _internals.declared_trainable(layer)}
             if trained <= frozen:
                 found |= {id(v) for v in layer.weights} - trained
     return found
@@ -299,7 +301,7 @@ def _frozen(model: Any, variables: list[ModelVariable]) -> set[int]:
     declared = {
         id(variable)
         for v in variables
-        for variable in _keras_internals.declared_trainable(v.layer)
+        for variable in _internals.declared_trainable(v.layer)
     }
     return {
         id(v.variable)
@@ -317,19 +319,19 @@ def _set_flags(layer: Any, frozen: set[int]) -> None:
         layer.trainable = False  # also for everything inside
         return
     layer.trainable = True
-    for inner in _keras_internals.sublayers(layer):
+    for inner in _internals.sublayers(layer):
         _set_flags(inner, frozen)
-    for variable in _keras_internals.declared_trainable(layer):
+    for variable in _internals.declared_trainable(layer):
         variable.trainable = id(variable) not in frozen
 
 
 def _is_frozen(layer: Any, frozen: set[int]) -> bool:
     """Whether all is frozen that could be trained, and something is frozen at all."""
-    own = _paths.own_weights(layer)
+    own = _variables.own_weights(layer)
     if not isinstance(layer, keras.layers.BatchNormalization):
-        could_train = {id(v) for v in _keras_internals.declared_trainable(layer)}
+        could_train = {id(v) for v in _internals.declared_trainable(layer)}
         own = [v for v in own if id(v) in could_train]
-    inner = [x for x in _keras_internals.sublayers(layer) if x.weights]
+    inner = [x for x in _internals.sublayers(layer) if x.weights]
     return (
         any(id(v) in frozen for v in layer.weights)
         and all(id(v) in frozen for v in own)
@@ -349,7 +351,7 @@ def _set_inference(model: Any) -> list[Any]:
         if is_graph(layer):
             for inner in _graph.frozen_part(layer).between():
                 changed.extend(run_as_inference(inner))
-        for inner in _keras_internals.sublayers(layer):
+        for inner in _internals.sublayers(layer):
             visit(inner)
 
     visit(model)

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals
-from tfdeep._core._graph import graph_nodes, is_graph
+from tfdeep._keras import _internals
+from tfdeep._keras._graph import graph_nodes, is_graph
 from tfdeep.transfer._inference_mode import acts_in_training
 
 
@@ -39,7 +39,7 @@ class FrozenPart:
         found = []
         for node in self.nodes:
             inner = any(
-                id(_keras_internals.producer(tensor)) in has_weights_below
+                id(_internals.producer(tensor)) in has_weights_below
                 for tensor in node.input_tensors
             )
             weighted = has_weights(node)
@@ -95,12 +95,12 @@ def _without_loose_ends(candidates: list[Any]) -> list[Any]:
         if id(node) in leads_to_weights or has_weights(node):
             leads_to_weights.add(id(node))
             for tensor in node.input_tensors:
-                leads_to_weights.add(id(_keras_internals.producer(tensor)))
+                leads_to_weights.add(id(_internals.producer(tensor)))
     kept: list[Any] = []
     left_out: set[int] = set()
     for node in candidates:
         is_after_one = any(
-            id(_keras_internals.producer(t)) in left_out for t in node.input_tensors
+            id(_internals.producer(t)) in left_out for t in node.input_tensors
         )
         is_one = id(node) not in leads_to_weights and acts_in_training(node.operation)
         if is_after_one or is_one:
@@ -126,7 +126,7 @@ def replay(nodes: list[Any], tensors: dict[int, Any]) -> dict[int, Any]:
             given = [tensors[id(tensor)] for tensor in node.input_tensors]
             outputs = _spelled_out(node.operation, given)
         else:
-            outputs = keras.tree.flatten(_keras_internals.call_node(node, tensors))
+            outputs = keras.tree.flatten(_internals.call_node(node, tensors))
         for old, new in zip(node.output_tensors, outputs, strict=True):
             tensors[id(old)] = new
     return tensors

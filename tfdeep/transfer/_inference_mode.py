@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals
+from tfdeep._keras import _internals
 
 _MARK = "_tfdeep_runs_as_inference"
 
@@ -40,7 +40,7 @@ def acts_in_training(layer: Any) -> bool:
         return True
     strengths = [getattr(layer, name, None) for name in _STRENGTHS]
     strengths = [s for s in strengths if isinstance(s, (int, float))]
-    inner = _keras_internals.sublayers(layer)
+    inner = _internals.sublayers(layer)
     if inner or strengths:
         return any(strengths) or any(map(acts_in_training, inner))
     return not isinstance(layer, _INDIFFERENT)
@@ -50,7 +50,7 @@ def has_live_statistics(layer: Any) -> bool:
     """Whether batch normalization in it updates its moving statistics in training."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return bool(layer.trainable)
-    return any(map(has_live_statistics, _keras_internals.sublayers(layer)))
+    return any(map(has_live_statistics, _internals.sublayers(layer)))
 
 
 def run_as_inference(layer: Any) -> list[Any]:
@@ -67,7 +67,7 @@ def run_as_inference(layer: Any) -> list[Any]:
         The layers that were changed.
     """
     changed = []
-    for inner in _keras_internals.sublayers(layer):
+    for inner in _internals.sublayers(layer):
         changed += run_as_inference(inner)
     if acts_in_training(layer) and not has_live_statistics(layer):
         _replace_call(layer)
@@ -80,7 +80,7 @@ def run_as_called(layer: Any) -> None:
     attributes = vars(layer)
     if attributes.pop(_MARK, None):
         attributes.pop("call")
-    for inner in _keras_internals.sublayers(layer):
+    for inner in _internals.sublayers(layer):
         run_as_called(inner)
 
 

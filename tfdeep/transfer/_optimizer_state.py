@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core import _keras_internals, _optimizers
+from tfdeep._keras import _internals, _optimizers
 
 # By optimizer: the state of variables that it does not train for the time being.
 _SET_ASIDE: weakref.WeakKeyDictionary[Any, dict[Any, np.ndarray]] = (
@@ -23,7 +23,7 @@ def known_variables(model: Any) -> list[Any]:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built:
         return []
-    return _keras_internals.built_for(optimizer)
+    return _internals.built_for(optimizer)
 
 
 def fits(model: Any) -> bool:
@@ -76,7 +76,7 @@ def _unbuilt(optimizer: Any) -> Any:
     kind = type(optimizer)
     with contextlib.ExitStack() as stack:
         schedules = [
-            stack.enter_context(_keras_internals.schedule_hidden(one))
+            stack.enter_context(_internals.schedule_hidden(one))
             for one in _all(optimizer)
         ]
         config = optimizer.get_config()
@@ -84,7 +84,7 @@ def _unbuilt(optimizer: Any) -> Any:
         del config["inner_optimizer"]
         return kind(_unbuilt(optimizer.inner_optimizer), **config)
     if _is_multi(optimizer):
-        group_of = _keras_internals.group_chooser(optimizer)
+        group_of = _internals.group_chooser(optimizer)
         likes = {id(group): _unbuilt(group) for group in optimizer.optimizers}
         config["optimizer_map"] = lambda v: likes.get(id(group_of(v)), group_of(v))
         fresh = kind(**config)
@@ -110,7 +110,7 @@ def _state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     return {
         (place, *key): entry
         for place, one in enumerate(_all(optimizer))
-        for key, entry in _keras_internals.optimizer_state(one).items()
+        for key, entry in _internals.optimizer_state(one).items()
     }
 
 
@@ -123,7 +123,7 @@ def _become(old: Any, new: Any) -> None:
     elif _is_multi(old):
         for old_group, new_group in zip(old.optimizers, new.optimizers, strict=False):
             _become(old_group, new_group)
-        inside = _keras_internals.groups_kept(old, new)
+        inside = _internals.groups_kept(old, new)
     before = dict(vars(old))
     vars(old).update(vars(new))
     # What was set after construction, or is missing in a config, stays.

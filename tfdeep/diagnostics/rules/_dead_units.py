@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfdeep._core._architecture import LayerInfo
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 

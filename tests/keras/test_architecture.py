@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from tfdeep._core._architecture import describe
+from tfdeep._keras._architecture import describe
 
 
 def described(join):

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._core import _graph, _keras_internals, _layouts, _paths
+from tfdeep._keras import _graph, _internals, _layouts, _variables
 
 _ACTIVATION_LAYERS = {
     keras.layers.ReLU: "relu",
@@ -101,7 +101,7 @@ def layers_of(model: Any) -> dict[str, Any]:
 
     def visit(layer: Any, prefix: str) -> None:
         seen.add(id(layer))
-        children = _keras_internals.sublayers(layer)
+        children = _internals.sublayers(layer)
         if layer is not model and _counts(layer):
             found.setdefault(prefix.rstrip("/"), layer)
             if isinstance(layer, keras.layers.RNN):
@@ -117,7 +117,7 @@ def layers_of(model: Any) -> dict[str, Any]:
 def _counts(layer: Any) -> bool:
     if isinstance(layer, keras.layers.RNN):
         return True
-    return activation_name(layer) is not None or bool(_paths.own_weights(layer))
+    return activation_name(layer) is not None or bool(_variables.own_weights(layer))
 
 
 def activation_name(layer: Any) -> str | None:
@@ -140,8 +140,8 @@ def describe(model: Any) -> tuple[LayerInfo, ...]:
         model: A Keras model that has its weights.
     """
     layers = layers_of(model)
-    owned: dict[str, list[_paths.ModelVariable]] = {path: [] for path in layers}
-    for variable in _paths.model_variables(model):
+    owned: dict[str, list[_variables.ModelVariable]] = {path: [] for path in layers}
+    for variable in _variables.model_variables(model):
         path = variable.layer_path
         while path and path not in owned:  # a cell's weights belong to its layer
             path = path.rpartition("/")[0]
@@ -162,7 +162,7 @@ def describe(model: Any) -> tuple[LayerInfo, ...]:
 def _described(
     path: str,
     layer: Any,
-    variables: list[_paths.ModelVariable],
+    variables: list[_variables.ModelVariable],
 ) -> LayerInfo:
     matrices = [v for v in variables if len(v.variable.shape) >= 2]
     recurrent = [v for v in matrices if "recurrent" in v.variable.name]
@@ -191,14 +191,14 @@ def _described(
     )
 
 
-def _is_as_made(bias: _paths.ModelVariable) -> bool:
+def _is_as_made(bias: _variables.ModelVariable) -> bool:
     values = np.unique(bias.variable.numpy())
     is_constant = len(values) == 1 and math.prod(bias.variable.shape) > 1
     is_lstm = bool(len(values) == 2 and {0.0, 1.0}.issuperset(values.tolist()))
     return is_constant or is_lstm or not values.any()
 
 
-def _facts(kernel: _paths.ModelVariable) -> dict[str, Any]:
+def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:
     """What the values of a weight say."""
     values = np.asarray(kernel.variable.numpy()).astype(np.float32)
     if values.shape != tuple(kernel.variable.shape):
@@ -296,5 +296,5 @@ def _only_adds_up(operation: Any) -> bool:
 def _inside(operation: Any) -> set[int]:
     if not isinstance(operation, keras.layers.Layer):
         return set()
-    children = _keras_internals.sublayers(operation)
+    children = _internals.sublayers(operation)
     return {id(child) for child in children}.union(*map(_inside, children))

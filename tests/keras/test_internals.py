@@ -10,28 +10,28 @@ import tensorflow as tf
 from keras import layers
 
 from tests import nets
-from tfdeep._core import _keras_internals
+from tfdeep._keras import _internals
 
 
 def test_sublayers_are_the_layers_directly_inside_in_order():
     model = nets.subclassed()
-    assert [layer.name for layer in _keras_internals.sublayers(model)] == [
+    assert [layer.name for layer in _internals.sublayers(model)] == [
         "hidden1",
         "hidden2",
         "hidden3",
         "outputs",
     ]
     nested = nets.nested()
-    names = [layer.name for layer in _keras_internals.sublayers(nested)]
+    names = [layer.name for layer in _internals.sublayers(nested)]
     assert names[1:] == ["base", "outputs"]
 
 
 def test_the_producer_of_a_tensor_is_the_call_that_made_it():
     model = nets.residual()
-    node = _keras_internals.producer(model.outputs[0])
+    node = _internals.producer(model.outputs[0])
     assert node.operation is model.get_layer("outputs")
     assert (
-        _keras_internals.producer(node.input_tensors[0]).output_tensors[0]
+        _internals.producer(node.input_tensors[0]).output_tensors[0]
         is (node.input_tensors[0])
     )
 
@@ -39,16 +39,16 @@ def test_the_producer_of_a_tensor_is_the_call_that_made_it():
 def test_a_node_can_be_called_again_on_other_tensors():
     inputs = keras.Input((3,))
     outputs = layers.Concatenate(name="both")([inputs, inputs])
-    node = _keras_internals.producer(outputs)
+    node = _internals.producer(outputs)
     other = keras.Input((5,))
-    assert _keras_internals.call_node(node, {id(inputs): other}).shape == (None, 10)
+    assert _internals.call_node(node, {id(inputs): other}).shape == (None, 10)
 
 
 def test_trainable_variables_stay_declared_when_they_are_frozen():
     layer = layers.BatchNormalization()
     layer.build((None, 4))
     layer.trainable = False
-    names = [v.name for v in _keras_internals.declared_trainable(layer)]
+    names = [v.name for v in _internals.declared_trainable(layer)]
     assert names == ["gamma", "beta"]
 
 
@@ -58,26 +58,26 @@ def test_an_optimizer_knows_what_it_was_built_for(scaled):
     optimizer = keras.optimizers.Adam()
     if scaled:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    assert _keras_internals.built_for(optimizer) == []
+    assert _internals.built_for(optimizer) == []
     optimizer.build(model.trainable_variables)
-    built_for = _keras_internals.built_for(optimizer)
+    built_for = _internals.built_for(optimizer)
     assert [id(v) for v in built_for] == [id(v) for v in model.trainable_variables]
 
 
 def test_an_optimizer_knows_the_strategy_it_was_made_in():
     bare = keras.optimizers.SGD()
-    assert _keras_internals.strategy_of(bare) is tf.distribute.get_strategy()
+    assert _internals.strategy_of(bare) is tf.distribute.get_strategy()
     strategy = nets.two_replicas()
     with strategy.scope():
-        assert _keras_internals.strategy_of(keras.optimizers.SGD()) is strategy
+        assert _internals.strategy_of(keras.optimizers.SGD()) is strategy
 
 
 def test_a_strategy_knows_how_it_sums():
-    assert _keras_internals.all_reduce_of(tf.distribute.get_strategy()) is None
+    assert _internals.all_reduce_of(tf.distribute.get_strategy()) is None
     own = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], own)
-    assert _keras_internals.all_reduce_of(strategy) is own
-    default = _keras_internals.all_reduce_of(nets.two_replicas())
+    assert _internals.all_reduce_of(strategy) is own
+    default = _internals.all_reduce_of(nets.two_replicas())
     assert default is not None
 
 
@@ -91,9 +91,7 @@ def test_an_optimizer_can_be_kept_from_summing_over_replicas():
     @tf.function
     def step():
         strategy.run(
-            lambda: _keras_internals.apply_reduced(
-                optimizer, [tf.constant([1.0])], [weight]
-            )
+            lambda: _internals.apply_reduced(optimizer, [tf.constant([1.0])], [weight])
         )
 
     step()
@@ -106,7 +104,7 @@ def test_a_value_is_read_as_it_is_in_mixed_precision():
             self.weight = self.add_weight(shape=(1,), initializer="ones")
 
         def call(self, x):
-            uncast = _keras_internals.uncast_value(self.weight)
+            uncast = _internals.uncast_value(self.weight)
             self.seen = (uncast.dtype, self.weight.value.dtype, uncast)
             return x
 
@@ -123,7 +121,7 @@ def test_the_state_of_an_optimizer_by_variable():
     model = nets.functional()
     optimizer = keras.optimizers.Adafactor()
     optimizer.build(model.trainable_variables)
-    state = _keras_internals.optimizer_state(optimizer)
+    state = _internals.optimizer_state(optimizer)
     assert len(state) == len(optimizer.variables)
     for attribute, shape in (("_r", (6,)), ("_c", (3,)), ("_v", (6, 3))):
         kernel = model.get_layer("outputs").kernel
@@ -136,11 +134,11 @@ def test_the_state_of_an_optimizer_by_variable():
 def test_a_schedule_can_be_hidden():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
     optimizer = keras.optimizers.SGD(schedule)
-    with _keras_internals.schedule_hidden(optimizer) as hidden:
+    with _internals.schedule_hidden(optimizer) as hidden:
         assert hidden is schedule
         assert isinstance(optimizer.get_config()["learning_rate"], float)
     assert optimizer.get_config()["learning_rate"]["class_name"] == "ExponentialDecay"
-    with _keras_internals.schedule_hidden(keras.optimizers.SGD(0.5)) as hidden:
+    with _internals.schedule_hidden(keras.optimizers.SGD(0.5)) as hidden:
         assert hidden is None
 
 
@@ -149,7 +147,7 @@ def test_an_optimizer_can_have_a_rate_for_each_variable():
     optimizer = keras.optimizers.SGD(1.0, weight_decay=0.5)
     optimizer.build([a, b])
     owner = keras.optimizers.SGD()
-    _keras_internals.multiply_rates(optimizer, owner, [(a, 0.5)])
+    _internals.multiply_rates(optimizer, owner, [(a, 0.5)])
     optimizer.apply([tf.ones(1), tf.ones(1)], [a, b])
     assert (a.numpy()[0], b.numpy()[0]) == (1 - 0.25 - 0.5, 1 - 0.5 - 1)
 
@@ -161,8 +159,8 @@ def test_the_groups_of_a_multi_optimizer():
     a, b = keras.Variable([1.0]), keras.Variable([1.0])
     optimizer = keras.optimizers.MultiOptimizer(lambda v: keras.optimizers.SGD(1.0))
     optimizer.build([a])
-    group_of = _keras_internals.group_chooser(optimizer)
+    group_of = _internals.group_chooser(optimizer)
     assert group_of(a) is optimizer.optimizers[0]
     assert group_of(b) is group_of(b) is not group_of(a)
-    kept = _keras_internals.groups_kept(optimizer, optimizer)
+    kept = _internals.groups_kept(optimizer, optimizer)
     assert set(kept) <= set(vars(optimizer))

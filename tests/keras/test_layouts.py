@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfdeep._core import _living
-from tfdeep._core._layouts import unit_axes
+from tfdeep._keras import _living
+from tfdeep._keras._layouts import unit_axes
 
 LAYERS = {
     "dense": (lambda: layers.Dense(5), (3,), 1),

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals, _optimizers
+from tfdeep._keras import _internals, _optimizers
 
 
 def layers_of(variables: Iterable[Any]) -> dict[int, Any]:
@@ -22,7 +22,7 @@ def layers_of(variables: Iterable[Any]) -> dict[int, Any]:
     return {
         id(variable): layer
         for layer in _living(keras.layers.Layer)
-        for variable in _keras_internals.declared_trainable(layer)
+        for variable in _internals.declared_trainable(layer)
         if id(variable) in wanted
     }
 

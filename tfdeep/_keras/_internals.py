@@ -3,7 +3,7 @@
 Keras has no public way to walk the layers inside a layer, the graph behind a
 symbolic tensor, or the variables an optimizer was built for; nor has TensorFlow one to
 ask a strategy how it sums over replicas. Everything tfdeep needs of these stands here
-and nowhere else; `tests/core/test_keras_internals.py` says which Keras versions were
+and nowhere else; `tests/core/test_internals.py` says which Keras versions were
 checked.
 """
 
@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tfdeep._core import _optimizers
+from tfdeep._keras import _optimizers
 
 
 def sublayers(layer: Any) -> list[Any]:

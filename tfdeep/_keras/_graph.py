@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from tfdeep._core import _keras_internals
 from tfdeep._core._explain import a_type, explain
+from tfdeep._keras import _internals
 from tfdeep.errors import ModelError
 
 
@@ -30,9 +30,9 @@ def graph_nodes(model: Any) -> list[Any]:
             )
         )
     ordered: list[Any] = []
-    seen = {id(_keras_internals.producer(tensor)) for tensor in model.inputs}
+    seen = {id(_internals.producer(tensor)) for tensor in model.inputs}
     # Depth first without recursion: deep nets are what this library is for.
-    stack = [(_keras_internals.producer(t), False) for t in reversed(model.outputs)]
+    stack = [(_internals.producer(t), False) for t in reversed(model.outputs)]
     while stack:
         node, is_done = stack.pop()
         if is_done:
@@ -40,7 +40,7 @@ def graph_nodes(model: Any) -> list[Any]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack += [(_keras_internals.producer(t), False) for t in node.input_tensors]
+            stack += [(_internals.producer(t), False) for t in node.input_tensors]
     return ordered
 
 
