@@ -46,6 +46,7 @@ def test_each_unit_is_clipped_by_its_own_weights(kind, clip_factor):
     rng = np.random.default_rng(0)
     variables = layer.trainable_variables
     optimizer = AdaptiveClip(SGD(1.0), clip_factor=clip_factor)
+    optimizer.bind(layer)
     gradients = [rng.normal(size=v.shape).astype("float32") for v in variables]
     # Half of the units are shortened, and some have weights near zero.
     gradients = [g * rng.choice([0.01, 1], size=g.shape[-1:]) for g in gradients]

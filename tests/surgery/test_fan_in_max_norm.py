@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests import nets
+from tfdeep._keras import _owners
 from tfdeep.constraints import FanInMaxNorm
 from tfdeep.errors import InvalidArgumentError
 
@@ -110,6 +111,7 @@ def test_the_bound_is_the_definition_and_leaves_the_rest_bit_for_bit(kind):
     make, shape, axes = KERNELS[kind]
     layer = make(FanInMaxNorm(LIMIT))
     layer(tf.zeros((1, *shape), "int32" if kind == "embedding" else "float32"))
+    _owners.tell(layer)
     rng = np.random.default_rng(0)
     for weight in [w for w in layer.weights if w.name in axes]:
         axis = axes[weight.name]
@@ -138,6 +140,7 @@ def test_heads_of_attention_are_bounded_each():
     layer = layers.MultiHeadAttention(2, 3, kernel_constraint=FanInMaxNorm(LIMIT))
     x = np.random.default_rng(0).normal(size=(4, 5, 6)).astype("float32")
     layer(x, x)
+    _owners.tell(layer)
     for weight in [w for w in layer.weights if w.name == "kernel"]:
         axes = (0, 1) if "output" in weight.path else 0
         bounded = np.asarray(weight.constraint(weight))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,8 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
-from tfdeep._keras import _internals, _layouts, _living
+from tfdeep._keras import _owners
 from tfdeep.errors import InvalidArgumentError
-
-# By the `id` of each variable that was alive when one was last not found here. To look
-# for its layer takes some hundredths of a second, and a model has many variables.
-_AXES: dict[int, tuple[Any, tuple[int, ...]]] = {}
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -39,13 +34,15 @@ class FanInMaxNorm(keras.constraints.Constraint):
 
     Args:
         max_value: Float > 0. The constant c, in units of weight.
-        axis: Axis or axes over which to take the norm. None finds the layer of the
-            weight and takes the axes of one unit; a weight that belongs to no layer
-            is taken for a dense or convolution kernel.
+        axis: Axis or axes over which to take the norm. None takes the axes of one unit
+            in the layer of the weight, which `fit` and `tfdeep.surgery.constrain` tell.
+            In your own loop, give `axis` for kernels of rank 3 and more.
 
     Raises:
         InvalidArgumentError: If `max_value` is not a finite number > 0, or `axis` is
             not made of whole numbers.
+        ModelError: At the first step, if `axis` is None and the axes depend on a layer
+            that the constraint was not told.
 
     Example:
 
@@ -106,18 +103,8 @@ def _axes_of(w: Any) -> tuple[int, ...]:
     """The axes of one unit's weights in a variable."""
     if not isinstance(w, keras.Variable):
         return tuple(range(max(len(w.shape) - 1, 1)))
-    known = _AXES.get(id(w))
-    if known is None or known[0]() is not w:  # the ids of the dead are given again
-        _AXES.clear()
-        for layer in _living.layers():
-            for variable in _internals.declared_trainable(layer):
-                _AXES[id(variable)] = _with_axes(variable, layer)
-        known = _AXES.setdefault(id(w), _with_axes(w, None))
-    return known[1]
-
-
-def _with_axes(variable: Any, layer: Any) -> tuple[Any, tuple[int, ...]]:
-    return weakref.ref(variable), _layouts.unit_axes(variable, layer)
+    fix = "give the constraint its `axis`, or use `tfdeep.surgery.constrain(model)`"
+    return _owners.unit_axes(w, "FanInMaxNorm", fix)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from tfdeep._keras import _internals
+from tfdeep._keras import _owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,34 +54,18 @@ def current() -> Owner:
     if told is not None:
         return told
     variable: Any = None
-    frame = inspect.currentframe()
-    while frame is not None:
-        me: Any = frame.f_locals.get("self")
-        if variable is None and issubclass(type(me), keras.Variable):
-            variable = me
-        elif variable is not None and issubclass(type(me), keras.layers.Layer):
-            if frame.f_code.co_name == "add_weight":
-                return Owner(me, variable.name, variable.path)
+    for caller, method in _owners.callers((keras.Variable, keras.layers.Layer)):
+        if isinstance(caller, keras.Variable):
+            variable = variable if variable is not None else caller
+        elif variable is not None and method == "add_weight":
+            return Owner(caller, variable.name, variable.path)
+        elif variable is not None:
             # A variable that was made while only shapes were asked for gets its value
             # later, when its layer is no longer among the callers; a model is.
-            layer = _layer_inside(me, variable)
+            _owners.tell(caller)
+            layer = _owners.told_layer(variable)
             if layer is not None:
                 return Owner(layer, variable.name, variable.path)
-        frame = frame.f_back
     if variable is None:
         return Owner()
     return Owner(None, variable.name, variable.path)
-
-
-def _layer_inside(layer: Any, variable: Any) -> Any:
-    """The layer in `layer`, itself included, that has made `variable`."""
-    waiting, seen = [layer], {id(layer)}
-    while waiting:
-        layer = waiting.pop()
-        if any(v is variable for v in _internals.declared_trainable(layer)):
-            return layer
-        for inner in _internals.sublayers(layer):
-            if id(inner) not in seen:
-                seen.add(id(inner))
-                waiting.append(inner)
-    return None

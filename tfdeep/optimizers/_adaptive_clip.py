@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdeep._core import _gradients, _paths
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._paths import Patterns
-from tfdeep._keras import _layouts, _living, _variables
+from tfdeep._keras import _owners, _variables
 from tfdeep.optimizers._arguments import number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
@@ -150,17 +150,21 @@ class AdaptiveClip(OptimizerWrapper):
     def _find_axes(
         self, variables: list[keras.Variable]
     ) -> dict[int, tuple[int, ...] | None]:
-        layers = _living.layers_of(variables)
-        axes: dict[int, tuple[int, ...] | None] = {
-            id(v): _layouts.unit_axes(v, layers.get(id(v))) for v in variables
-        }
+        excluded: set[int] = set()
         if self.exclude is not None:
             paths = {v.path: v for v in variables}
-            for model in _living.models_compiled_with(self):
+            model = self._bound_model()
+            if model is not None:
                 paths = {v.path: v.variable for v in _variables.model_variables(model)}
-            for path in _paths.select(list(paths), include=self.exclude):
-                axes[id(paths[path])] = None
-        return axes
+            selected = _paths.select(list(paths), include=self.exclude)
+            excluded = {id(paths[path]) for path in selected}
+        fix = "call `optimizer.bind(model)` before the first step"
+        return {
+            id(v): None
+            if id(v) in excluded
+            else _owners.unit_axes(v, "AdaptiveClip", fix)
+            for v in variables
+        }
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,7 @@ from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep._keras import _internals, _living, _optimizers, _variables
+from tfdeep._keras import _internals, _optimizers, _variables
 from tfdeep.errors import InvalidArgumentError, SelectionError
 from tfdeep.optimizers._arguments import number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper
@@ -150,7 +150,8 @@ class LayerRates(OptimizerWrapper):
 
     def _find_factors(self, variables: list[keras.Variable]) -> dict[int, float]:
         paths = {id(v): v.path for v in variables}
-        for model in _living.models_compiled_with(self):
+        model = self._bound_model()
+        if model is not None:
             paths.update(
                 {id(v.variable): v.path for v in _variables.model_variables(model)}
             )

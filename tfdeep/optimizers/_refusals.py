@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
-from tfdeep._keras import _internals, _living, _optimizers, _replicas
+from tfdeep._keras import _internals, _optimizers, _replicas
 from tfdeep.errors import InvalidArgumentError
 
 
@@ -105,7 +105,7 @@ _PARAMETER_SERVER = (
 )
 
 
-def check_step(wrapper: Any) -> None:
+def check_step(wrapper: Any, model: Any) -> None:
     """Refuses a step that cannot be right under the strategy it runs in."""
     strategy = tf.distribute.get_strategy()
     inside = _optimizers.chain(wrapper)
@@ -127,7 +127,7 @@ def check_step(wrapper: Any) -> None:
     if _replicas.count() > 1 and not tf.executing_eagerly():
         for optimizer in _optimizers.groups(inside[-1]):
             _check_average(optimizer)
-        for model in _living.models_compiled_with(wrapper):
+        if model is not None:
             _check_compiled(model, strategy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _internals, _living, _replicas
+from tfdeep._keras import _internals, _optimizers, _owners, _replicas
 from tfdeep.optimizers import _refusals
 from tfdeep.optimizers._telemetry import Telemetry
 
@@ -71,7 +72,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self.inner_optimizer = _refusals.checked_inner(
             inner_optimizer, type(self).__name__
         )
-        self._is_loss_scaled: bool | None = None  # not known yet
+        self._is_loss_scaled = False
+        self._model: weakref.ref[Any] | None = None
+        self._asked_for: tuple[int, ...] = ()
 
     # What a rule overrides.
 
@@ -137,6 +140,36 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             ),
         }
 
+    # What it must know of the model.
+
+    def bind(self, model: Any) -> None:
+        """Tells the wrapper, and those inside it, which model it trains.
+
+        `fit` and `train_step` do so by themselves. Call it before the first step of
+        your own loop if a rule needs the layers: patterns then select paths within the
+        model, and `AdaptiveClip` knows what a unit of each kernel is.
+
+        Args:
+            model: A built model.
+        """
+        _owners.tell(model)
+        for optimizer in _optimizers.chain(self):
+            if isinstance(optimizer, OptimizerWrapper):
+                optimizer._model = weakref.ref(model)
+
+    def _bound_model(self) -> Any:
+        """The model that this wrapper was told it trains; None if it was not told."""
+        return None if self._model is None else self._model()
+
+    def _ask_callers(self, variables: Sequence[Any]) -> None:
+        """Binds the wrapper to the model in whose step it is called, if any."""
+        wanted = tuple(map(id, variables))
+        if wanted != self._asked_for or not tf.executing_eagerly():
+            self._asked_for = wanted
+            model = _owners.model_in_training(self)
+            if model is not None:
+                self.bind(model)
+
     # The step.
 
     # The rules are no part of a user's graph function, to be read and rewritten.
@@ -150,14 +183,15 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             raise ValueError("apply() must be called in a replica context.")
         if len(grads) == 0:
             return
-        _refusals.check_step(self)
         if trainable_variables is None:
             variables = _internals.built_for(self)
         else:
             variables = list(trainable_variables)
-            if not self.built:
-                with keras.name_scope(self.name):
-                    self.build(variables)
+        self._ask_callers(variables)
+        _refusals.check_step(self, self._bound_model())
+        if trainable_variables is not None and not self.built:
+            with keras.name_scope(self.name):
+                self.build(variables)
         gradients = list(grads)
         places = trained(gradients, variables)
         if not places:  # Keras has its own words for that
@@ -168,7 +202,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             unscale = 1.0 / self.loss_scale_factor
             reduced = [_gradients.scale(gradient, unscale) for gradient in reduced]
         gradients = _with(gradients, places, reduced)
-        if _replicas.count() > 1 and self._loss_is_scaled():
+        if _replicas.count() > 1 and self._is_loss_scaled:
             # The loss scaling around this wrapper has looked at the first replica
             # only.
             finite = tf.reduce_all(tf.math.is_finite(_gradients.l2_norms(reduced)))
@@ -180,12 +214,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             )
         else:
             self.apply_reduced(gradients, variables)
-
-    def _loss_is_scaled(self) -> bool:
-        """Whether a `LossScaleOptimizer` stands around this wrapper."""
-        if self._is_loss_scaled is None or not tf.executing_eagerly():
-            self._is_loss_scaled = _living.has_loss_scaling_around(self)
-        return self._is_loss_scaled
 
     def apply_reduced(
         self,
@@ -238,6 +266,10 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     # What callers expect of any Keras optimizer.
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
+        # A `LossScaleOptimizer` builds its inner optimizer. Under a strategy its steps
+        # run in other threads than the model's, where neither is among the callers.
+        self._is_loss_scaled |= _owners.has_loss_scaling_around(self)
+        self._ask_callers(variables)
         if self.built:
             return
         _refusals.check_surroundings(type(self).__name__)

@@ -11,6 +11,7 @@ import numpy as np
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._keras import _owners
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.surgery._kernels import (
     forget_compiled_steps,
@@ -112,6 +113,7 @@ def constrain(
     [0.1 0.1 0.1]
     """
     constraint = _constraint(constraint)
+    _owners.tell(model)
     kernels = select_kernels(model, include, exclude)
     values = [_constrained(constraint, kernel) for kernel in kernels]
     in_config = layers_in_config(model)
