@@ -18,6 +18,7 @@ from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table
 from tfdeep._keras import _variables
+from tfdeep._keras._optimizer_state import fit_to_trainable
 from tfdeep.callbacks import GradientMonitor, GradualUnfreeze
 from tfdeep.diagnostics import Finding
 from tfdeep.errors import InvalidArgumentError
@@ -26,7 +27,6 @@ from tfdeep.transfer._cache import cache_frozen
 from tfdeep.transfer._examples import checked_dataset
 from tfdeep.transfer._freeze import freeze as freeze_variables
 from tfdeep.transfer._freeze import unfreeze as unfreeze_variables
-from tfdeep.transfer._optimizer_state import fit_to_trainable
 
 
 @dataclasses.dataclass(frozen=True)

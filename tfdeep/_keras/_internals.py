@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tfdeep._keras import _optimizers
+from tfdeep._keras import _optimizers, _patches
 
 
 def sublayers(layer: Any) -> list[Any]:
@@ -110,6 +110,37 @@ def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     return state
 
 
+def substitute(optimizer: Any, known: dict[int, Any]) -> None:
+    """Puts other variables in the place of an optimizer's own, wherever it holds them.
+
+    Args:
+        optimizer: The optimizer.
+        known: By the `id` of a variable, what takes its place.
+    """
+
+    def swapped(value: Any) -> Any:
+        if id(value) in known:
+            return known[id(value)]
+        # In place, since some containers are held twice, and past their tracking.
+        value = getattr(value, "__wrapped__", value)
+        if isinstance(value, list):
+            swapped(
+                getattr(value, "_storage", None)
+            )  # of a list that TensorFlow tracks
+            list.__setitem__(value, slice(None), [swapped(item) for item in value])
+        elif isinstance(value, dict):
+            for key, item in list(value.items()):
+                dict.__setitem__(value, key, swapped(item))
+        elif isinstance(value, tuple):
+            items = [swapped(item) for item in value]
+            make = getattr(value, "_make", tuple)
+            return make(items)
+        return value
+
+    for name, value in list(vars(optimizer).items()):
+        vars(optimizer)[name] = swapped(value)
+
+
 def multiply_rates(
     optimizer: Any, owner: Any, factors: Sequence[tuple[Any, float]]
 ) -> None:
@@ -126,7 +157,7 @@ def multiply_rates(
     """
     by_owner = vars(optimizer).setdefault("_tfdeep_rates", weakref.WeakKeyDictionary())
     by_owner[owner] = {optimizer._var_key(v): factor for v, factor in factors}
-    if "update_step" in vars(optimizer):
+    if _patches.is_installed(optimizer, "update_step"):
         return
     keras_own = optimizer.update_step
 
@@ -147,8 +178,9 @@ def multiply_rates(
             scaled = _WithRate(optimizer, factor)
             type(optimizer)._apply_weight_decay(scaled, group)
 
-    vars(optimizer)["update_step"] = update_step
-    vars(optimizer)["_apply_weight_decay"] = apply_weight_decay
+    reason = "trains each variable with its own multiple of the learning rate"
+    _patches.install(optimizer, "update_step", update_step, reason)
+    _patches.install(optimizer, "_apply_weight_decay", apply_weight_decay, reason)
 
 
 class _WithRate:
@@ -176,11 +208,8 @@ def schedule_hidden(optimizer: Any) -> Iterator[Any]:
     if not callable(rate):
         yield None
         return
-    vars(optimizer)["_learning_rate"] = 0.0
-    try:
+    with _patches.replaced(optimizer, "_learning_rate", lambda _: 0.0):
         yield rate
-    finally:
-        vars(optimizer)["_learning_rate"] = rate
 
 
 def group_chooser(optimizer: Any) -> Callable[[Any], Any]:
@@ -215,12 +244,22 @@ def trainable_when_compiled(model: Any) -> Any:
     return getattr(model, "_compiled_trainable_state", None)
 
 
+def compilation(model: Any) -> Any:
+    """An object that a model has from its last `compile`; None before the first.
+
+    Each `compile` makes a new one.
+    """
+    return getattr(model, "_loss_tracker", None)
+
+
 def was_traced(train_function: Any) -> bool:
     """Whether a model's train function was called, and keeps what it trained then."""
+    counter = getattr(train_function, "experimental_get_tracing_count", None)
+    if counter is not None:
+        return bool(counter() > 0)
     closure = getattr(train_function, "__closure__", None) or ()
-    functions = [cell.cell_contents for cell in closure]
-    counters = [getattr(f, "experimental_get_tracing_count", None) for f in functions]
-    return any(counter() > 0 for counter in counters if counter is not None)
+    inside = [cell.cell_contents for cell in closure]
+    return any(was_traced(one) for one in inside if callable(one))
 
 
 def strategy_of(optimizer: Any) -> Any:
@@ -250,7 +289,7 @@ def apply_reduced(optimizer: Any, gradients: Sequence[Any], variables: Any) -> N
 
 def _make_sum_optional(optimizer: Any) -> None:
     name = "_all_reduce_sum_gradients"
-    if name in vars(optimizer):
+    if _patches.is_installed(optimizer, name):
         return
     keras_own = getattr(optimizer, name)
 
@@ -258,7 +297,7 @@ def _make_sum_optional(optimizer: Any) -> None:
         summed = getattr(_this_thread, "has_summed", False)
         return list(pairs) if summed else keras_own(pairs)
 
-    vars(optimizer)[name] = sum_once
+    _patches.install(optimizer, name, sum_once, "sums over the replicas once")
 
 
 _this_thread = threading.local()

@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeep._keras import _patches
+
 
 @dataclasses.dataclass
 class LayerCall:
@@ -114,17 +116,8 @@ def replace(
     name: str,
     around: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> None:
-    """Replaces an attribute of one object until `stack` closes.
-
-    It goes past `__setattr__`, which in Keras tracks what is assigned.
-    """
-    attributes = vars(owner)
-    before = attributes.get(name)
-    attributes[name] = around(getattr(owner, name))
-    if before is None:
-        stack.callback(attributes.pop, name)
-    else:
-        stack.callback(attributes.__setitem__, name, before)
+    """Replaces an attribute of one object until `stack` closes."""
+    stack.enter_context(_patches.replaced(owner, name, around))
 
 
 def _is_activation_layer(layer: Any) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-from tfdeep._keras import _internals, _optimizers
 
 _RECORD = "_tfdeep_patches"
 _MISSING = object()
@@ -75,7 +73,7 @@ def replaced(
         owner: The object.
         name: The name of the attribute.
         around: Makes the new value of the present one.
-        reason: Why, for `installed`.
+        reason: Why, for `listed`.
     """
     attributes = vars(owner)
     before = attributes.get(name, _MISSING)
@@ -93,23 +91,11 @@ def replaced(
             _put_back(attributes, name, before)
 
 
-def installed(model: Any) -> list[Patch]:
-    """What is replaced now on a model, its layers and its optimizers."""
-    owners: dict[int, Any] = {}
-
-    def visit(layer: Any) -> None:
-        if id(layer) not in owners:
-            owners[id(layer)] = layer
-            for inner in _internals.sublayers(layer):
-                visit(inner)
-
-    visit(model)
-    chain = _optimizers.chain(getattr(model, "optimizer", None))
-    for optimizer in [*chain, *(_optimizers.groups(chain[-1]) if chain else [])]:
-        owners[id(optimizer)] = optimizer
+def listed(owners: Iterable[Any]) -> list[Patch]:
+    """What is replaced now on these objects."""
     return [
         Patch(owner, name, reason)
-        for owner in owners.values()
+        for owner in owners
         for name, (reason, _) in vars(owner).get(_RECORD, {}).items()
     ]
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _architecture, _internals, _optimizers, _variables
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._train_step import TrainSteps
 from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.callbacks._run_writer import RunWriter
-from tfdeep.callbacks._train_function import WatchedTrainFunction
 from tfdeep.diagnostics import (
     Finding,
     MonitorReport,
@@ -57,8 +58,10 @@ class GradientMonitor(keras.callbacks.Callback):
     helps. It works with any optimizer given to `compile` and leaves the model as it
     found it.
 
-    A fit with a monitor traces the train step anew, as the first fit after
-    `compile` does. Each fit starts a new history.
+    The first fit with a monitor traces the train step, as the first fit after `compile`
+    does. Later fits of the model use that step again, also with another monitor of the
+    same arguments. A monitor that is used again goes on with its history, as long as
+    the model and the variables that train are the same.
 
     Args:
         log_dir: Directory for TensorBoard and for `tfdeep report`. Every step is
@@ -84,6 +87,7 @@ class GradientMonitor(keras.callbacks.Callback):
             and ends the fit after the step; "raise" raises a `SickLayerError` for the
             first; a callable is called with each `Finding`; None leaves it to the
             report.
+        reset: Whether each fit begins a new history.
 
     Raises:
         InvalidArgumentError: If an argument cannot work as given; at the start of
@@ -120,6 +124,7 @@ class GradientMonitor(keras.callbacks.Callback):
         histograms: bool = False,
         rules: Sequence[Rule] | str | None = "default",
         on_finding: OnFinding = "warn",
+        reset: bool = False,
     ) -> None:
         super().__init__()
         self.include = include
@@ -139,23 +144,25 @@ class GradientMonitor(keras.callbacks.Callback):
         self.rules = _checked_rules(rules)
         self.on_finding = _checked_on_finding(on_finding)
         self._writer = None if log_dir is None else RunWriter(_checked_log_dir(log_dir))
+        self.reset = _checked_flag("reset", reset)
         self._recorder: StepRecorder | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._recorder = None
+        self._steps: TrainSteps | None = None
+        self._history_of: weakref.ref[Any] | None = None
         self._keys: list[str] = []
         self._variables: list[_variables.ModelVariable] = []
+        self._wrappers: list[OptimizerWrapper] = []
+        self._batch_begin = 0
+        self._has_trained = False
+        self._can_write = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins a new history."""
         self._recording: Recording | None = None
         self._examiner = Examiner(self.rules)
         self._findings: list[Finding] = []
         self._next_examination = _next_examination(0)
         self._pending = 0
-        self._batch_begin = 0
-        self._has_trained = False
-        self._can_write = self._writer is not None
-        self._watched: WatchedTrainFunction | None = None
-        self._wrappers: list[OptimizerWrapper] = []
 
     # What users read.
 
@@ -249,8 +256,6 @@ class GradientMonitor(keras.callbacks.Callback):
     # What Keras calls.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._unwatch()
-        self._reset()
         model = self.model
         if model.optimizer is None:
             raise ModelError(
@@ -261,40 +266,70 @@ class GradientMonitor(keras.callbacks.Callback):
                     fix="`model.compile(optimizer=..., loss=...)`",
                 )
             )
-        self._watch(self._chosen_variables)
+        self._end_watch()  # of a fit that failed
+        if self.reset or self._history_of is None or self._history_of() is not model:
+            self._forget()
+            self._history_of = weakref.ref(model)
+        self._can_write = self._writer is not None
+        self._has_trained = False
+        self._watch(None)
 
-    def _watch(self, choose: Callable[[], list[keras.Variable]]) -> None:
+    def _watch(self, variables: list[keras.Variable] | None) -> None:
+        """Has the steps to come recorded.
+
+        Args:
+            variables: What to record; None chooses.
+        """
         model = self.model
         self._wrappers = [
             optimizer
             for optimizer in _optimizers.chain(model.optimizer)
             if isinstance(optimizer, OptimizerWrapper)
         ]
-        self._recorder = StepRecorder(
-            model,
-            choose,
-            lambda: _architecture.layers_of(model),
-            # The rings are read every ten steps at first.
-            capacity=self.flush_every + max(model.steps_per_execution, 64),
-            activations=self.activations,
-            copies=self.histograms,
-        )
+        self._steps = TrainSteps.of(model)
+        if model.built and variables is None:
+            variables = self._begin_recording()
+        # The rings are read every ten steps at first.
+        capacity = self.flush_every + max(model.steps_per_execution, 64)
+        trainable = [id(v) for v in model.trainable_variables]
+        settings = (capacity, self.activations, self.histograms, trainable)
+
+        def is_like(recorder: StepRecorder) -> bool:
+            return (
+                variables is not None
+                and recorder.settings == settings
+                and recorder.is_ready
+                and [*map(id, recorder.variables)] == [*map(id, variables)]
+            )
+
+        def make() -> StepRecorder:
+            return StepRecorder(
+                model,
+                (lambda: variables) if variables else self._begin_recording,
+                lambda: _architecture.layers_of(model),
+                capacity=capacity,
+                activations=self.activations,
+                copies=self.histograms,
+                settings=settings,
+            )
+
+        self._recorder = self._steps.observer(is_like, make)
+        self._steps.observe([*self._steps.observers, self._recorder])
         if model.built:
             self._recorder.prepare()
-        self._watched = WatchedTrainFunction.of(model, self._recorder)
+            self._recorder.resume(self._recording, self.recording.total_steps)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._batch_begin = batch
-        if self._watched is None or self._recorder is None:
+        if self._recorder is None or self._steps is None:
             return
         if self.model.optimizer is not self._recorder.optimizer:
             # Another callback compiled the model anew.
             self._flush()
-            self._watch(lambda: [v.variable for v in self._variables])
-        elif self.model.train_function is not self._watched:
-            # Another callback had the train step traced anew.
-            self._watched = WatchedTrainFunction.of(self.model, self._recorder)
-        self._watched.is_expected = True
+            self._watch([v.variable for v in self._variables])
+        elif not self._steps.is_observed_by(self._recorder):
+            # Another callback had the train step made anew.
+            self._steps.observe([*self._steps.observers, self._recorder])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._has_trained = True
@@ -310,8 +345,7 @@ class GradientMonitor(keras.callbacks.Callback):
         try:
             self._flush(last=True)
         finally:
-            self._unwatch()
-            self._recorder = None  # and with it its copies of the weights
+            self._end_watch()
             self._close()
         if self._has_trained and not self.recording.total_steps:
             warnings.warn(
@@ -328,7 +362,8 @@ class GradientMonitor(keras.callbacks.Callback):
 
     # How it does it.
 
-    def _chosen_variables(self) -> list[keras.Variable]:
+    def _begin_recording(self) -> list[keras.Variable]:
+        """Chooses the variables; begins a recording of them or goes on with it."""
         trainable = {id(variable) for variable in self.model.trainable_variables}
         if not trainable:
             raise ModelError(
@@ -355,8 +390,10 @@ class GradientMonitor(keras.callbacks.Callback):
         unique = len(set(keras_paths)) == len(keras_paths)
         paths = [v.path for v in self._variables]
         self._keys = keras_paths if unique else paths
-        layers = _with_frozen_too_late(self.model, _architecture.describe(self.model))
-        self._recording = Recording(paths, layers)
+        if self._recording is None or self._recording.variables != tuple(paths):
+            self._forget()
+            self._recording = Recording(paths, _architecture.describe(self.model))
+        self._recording.layers = self._with_frozen_too_late(self._recording.layers)
         if self._writer is not None:
             try:
                 self._writer.begin(self._recording)
@@ -371,10 +408,35 @@ class GradientMonitor(keras.callbacks.Callback):
                 ) from error
         return [v.variable for v in self._variables]
 
-    def _unwatch(self) -> None:
-        if self._watched is not None and self._recorder is not None:
-            self._watched.release(self._recorder)
-        self._watched = None
+    def _with_frozen_too_late(
+        self, layers: tuple[LayerInfo, ...]
+    ) -> tuple[LayerInfo, ...]:
+        """Marks the layers that were frozen when it was too late to take effect."""
+        model = self.model
+        flags = _internals.trainable_when_compiled(model)
+        if flags is None or not (self._steps and self._steps.was_traced):
+            return layers
+        # What `tfdeep.freeze` freezes, the optimizer does not hold any more.
+        optimizer = _optimizers.chain(model.optimizer)[-1]
+        held = {id(v) for v in _internals.built_for(optimizer)}
+        by_path = _architecture.layers_of(model)
+
+        def is_too_late(layer: Any) -> bool:
+            was_trainable = layer in flags and flags[layer]
+            return bool(was_trainable) and any(
+                id(v) in held and not v.trainable for v in layer.weights
+            )
+
+        return tuple(
+            dataclasses.replace(info, frozen_too_late=is_too_late(by_path[info.path]))
+            for info in layers
+        )
+
+    def _end_watch(self) -> None:
+        if self._recorder is not None and self._steps is not None:
+            others = [o for o in self._steps.observers if o is not self._recorder]
+            self._steps.observe(others)
+        self._recorder = None
 
     def _flush(self, last: bool = False) -> None:
         self._pending = 0
@@ -463,29 +525,6 @@ def _next_examination(done: int) -> int:
     """The number of steps after which the rules are asked again."""
     period = _EARLY_PERIOD if done < _EARLY else _LATE_PERIOD
     return (done // period + 1) * period
-
-
-def _with_frozen_too_late(model: Any, layers: tuple[LayerInfo, ...]) -> Any:
-    """Marks the layers that were frozen when it was too late to take effect."""
-    flags = _internals.trainable_when_compiled(model)
-    train_function = WatchedTrainFunction.own_of(model)
-    if flags is None or not _internals.was_traced(train_function):
-        return layers
-    optimizer = _optimizers.chain(model.optimizer)[-1]
-    # What `tfdeep.freeze` freezes, the optimizer does not hold any more.
-    held = {id(v) for v in _internals.built_for(optimizer)}
-    by_path = _architecture.layers_of(model)
-
-    def is_too_late(layer: Any) -> bool:
-        was_trainable = layer in flags and flags[layer]
-        return bool(was_trainable) and any(
-            id(v) in held and not v.trainable for v in layer.weights
-        )
-
-    return tuple(
-        dataclasses.replace(info, frozen_too_late=is_too_late(by_path[info.path]))
-        for info in layers
-    )
 
 
 def _checked_flush_every(flush_every: Any) -> int:

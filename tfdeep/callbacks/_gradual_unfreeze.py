@@ -13,11 +13,11 @@ import numpy as np
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
-from tfdeep._keras import _optimizers, _variables
+from tfdeep._keras import _optimizers, _patches, _variables
+from tfdeep._keras._optimizer_state import fits
 from tfdeep.errors import InvalidArgumentError, ModelError, TfdeepError
 from tfdeep.transfer import FreezeReport
 from tfdeep.transfer._freeze import notice_flags_set_by_hand, unfreeze
-from tfdeep.transfer._optimizer_state import fits
 
 
 class GradualUnfreeze(keras.callbacks.Callback):
@@ -89,10 +89,12 @@ class GradualUnfreeze(keras.callbacks.Callback):
         super().set_model(model)
         self._reports = {}
         # `fit` calls this before any `on_train_begin`, where backups are loaded.
-        vars(model)["load_weights"] = self._load_weights
+        _patches.install(
+            model, "load_weights", self._load_weights, "unfreezes what a backup trained"
+        )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if "load_weights" not in vars(self.model):
+        if not _patches.is_installed(self.model, "load_weights"):
             self.set_model(self.model)  # a `CallbackList` is used again
         try:
             self._check()
@@ -116,8 +118,7 @@ class GradualUnfreeze(keras.callbacks.Callback):
         self._leave_loading_alone()
 
     def _leave_loading_alone(self) -> None:
-        model: Any = self.model
-        vars(model).pop("load_weights", None)
+        _patches.remove(self.model, "load_weights")
 
     def _check(self) -> None:
         """Raises if the stages cannot work with this model."""

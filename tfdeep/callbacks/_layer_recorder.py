@@ -111,6 +111,10 @@ class LayerRecorder:
         by_layer = np.array(self._units, np.float32)
         self._inactive.write(step, inactive_fraction=count / by_layer)  # 0/0: unknown
 
+    def resume(self, step: int) -> None:
+        """Takes all units for active until a step, and goes on from there."""
+        self._last_active.assign(tf.fill(self._last_active.shape, np.int64(step - 1)))
+
     def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
         """Reads what was written, and empties the rings.
 

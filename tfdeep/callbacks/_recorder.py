@@ -52,6 +52,7 @@ class StepRecorder:
         capacity: How many steps the rings hold.
         activations: Whether to look at the outputs of the layers.
         copies: Whether to keep the latest gradients, for histograms.
+        settings: What distinguishes it from other recorders of the model.
     """
 
     def __init__(
@@ -62,13 +63,16 @@ class StepRecorder:
         capacity: int,
         activations: bool = False,
         copies: bool = False,
+        settings: Any = None,
     ) -> None:
         self.capacity = capacity
+        self.settings = settings
         self._model = model
         self._choose = choose
         self._choose_layers = layers
         self._activations = activations
         self._copies_gradients = copies
+        self._history: Any = None
         chain = _optimizers.chain(model.optimizer)
         self._outer = chain[0]
         self._wrappers = [o for o in chain if isinstance(o, OptimizerWrapper)]
@@ -89,7 +93,25 @@ class StepRecorder:
             # A model may build itself in its first step, while that is traced.
             with tf.init_scope(), self._model.distribute_strategy.scope():
                 self._create_variables()
+            del self._choose, self._choose_layers  # and with them whoever gave them
             self.is_ready = True
+
+    def resume(self, history: Any, step: int) -> None:
+        """Goes on with a history at this step, which is measured in detail.
+
+        Args:
+            history: The object in which the steps are recorded.
+            step: The number of the next step.
+        """
+        if self._history is history and step == self._drained:
+            return
+        if self._history is not None or step:  # the variables are not new
+            for variable in (self._step, self._next_due, self._next_look):
+                variable.assign(step)
+            self._last_heard.assign(tf.fill(self._last_heard.shape, np.int64(step - 1)))
+            self._layers.resume(step)
+        self._history = history
+        self._drained = step
 
     def _create_variables(self) -> None:
         self._variables = list(self._choose())
@@ -130,6 +152,11 @@ class StepRecorder:
         self._layers = LayerRecorder(
             self._choose_layers(), self.capacity, self._activations
         )
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables that it records, one column each."""
+        return self._variables
 
     @property
     def optimizer(self) -> Any:

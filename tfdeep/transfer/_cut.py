@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfdeep._core._explain import explain, listing
 from tfdeep._keras import _internals
 from tfdeep._keras._graph import graph_nodes
+from tfdeep._keras._inference_mode import acts_in_training
 from tfdeep.errors import ModelError
 from tfdeep.transfer import _fingerprint, _graph
-from tfdeep.transfer._inference_mode import acts_in_training
 
 
 @dataclasses.dataclass(frozen=True)

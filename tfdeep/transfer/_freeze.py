@@ -13,16 +13,17 @@ from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep._keras import _internals, _variables
+from tfdeep._keras import _internals, _optimizer_state, _variables
 from tfdeep._keras._graph import is_graph
-from tfdeep._keras._variables import ModelVariable
-from tfdeep.errors import InvalidArgumentError, TrainableFlagWarning
-from tfdeep.transfer import _graph, _optimizer_state
-from tfdeep.transfer._inference_mode import (
+from tfdeep._keras._inference_mode import (
     has_live_statistics,
     run_as_called,
     run_as_inference,
 )
+from tfdeep._keras._train_step import TrainSteps
+from tfdeep._keras._variables import ModelVariable
+from tfdeep.errors import InvalidArgumentError, TrainableFlagWarning
+from tfdeep.transfer import _graph
 
 _MOST_ROWS = 40
 
@@ -213,13 +214,13 @@ def _change(
         frozen -= statistics
         if frozen_norms == "inference":
             frozen |= statistics
+    watch_flags(model)
     _set_flags(model, frozen)
     try:
         inference = _take_effect(model)
     except BaseException:
         _set_flags(model, before)
         raise
-    watch_flags(model)
     return _report(model, variables, before, inference)
 
 
@@ -228,21 +229,19 @@ def _take_effect(model: Any) -> list[Any]:
     _optimizer_state.fit_to_trainable(model)
     inference = _set_inference(model)
     if model.train_function is not None:
-        # The compiled step holds the list of variables it was traced with.
-        model.make_train_function(force=True)
+        # A traced step goes on training the variables that it was traced with.
+        TrainSteps.of(model).choose()
     return inference
 
 
 def watch_flags(model: Any) -> None:
-    """Has each `fit` of a model notice flags that were set by hand."""
+    """Has each `fit` of a model go by its flags, and notice those set by hand."""
 
-    def make_train_function(force: bool = False) -> None:
-        if not force and not _optimizer_state.fits(model):
-            notice_flags_set_by_hand(model, stacklevel=5)
-        type(model).make_train_function(model, force=force)
+    def notice() -> None:
+        if not _optimizer_state.fits(model):
+            notice_flags_set_by_hand(model, stacklevel=6)
 
-    # Past `__setattr__`, which in Keras tracks what is assigned.
-    vars(model)["make_train_function"] = make_train_function
+    TrainSteps.of(model).follow_flags(notice, _optimizer_state.fits(model))
 
 
 def notice_flags_set_by_hand(model: Any, stacklevel: int = 2) -> None:
@@ -250,6 +249,7 @@ def notice_flags_set_by_hand(model: Any, stacklevel: int = 2) -> None:
 
     To go by them is what whoever set them meant, what reports say and files keep.
     """
+    watch_flags(model)
     trainable = {id(v) for v in model.trainable_variables}
     known = {id(v) for v in _optimizer_state.known_variables(model)}
     paths = {id(v.variable): v.path for v in _variables.model_variables(model)}

@@ -9,7 +9,7 @@ import keras
 
 from tfdeep._keras import _internals
 from tfdeep._keras._graph import graph_nodes, is_graph
-from tfdeep.transfer._inference_mode import acts_in_training
+from tfdeep._keras._inference_mode import acts_in_training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,10 @@ import contextlib
 import weakref
 from typing import Any
 
-import numpy as np
-
 from tfdeep._keras import _internals, _optimizers
 
-# By optimizer: the state of variables that it does not train for the time being.
-_SET_ASIDE: weakref.WeakKeyDictionary[Any, dict[Any, np.ndarray]] = (
-    weakref.WeakKeyDictionary()
-)
+# By optimizer: its variables for those of the model that it does not train for now.
+_SET_ASIDE: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 _AVERAGE = "_model_variables_moving_average"
 
@@ -41,11 +37,12 @@ def fit_to_trainable(model: Any) -> None:
     Keras builds an optimizer once. Afterwards it refuses variables that are unfrozen,
     and moves frozen ones: moving averages of weights are written back by position,
     and in some cases to every variable the optimizer was built for. So an optimizer
-    like it is built anew, and the state (iterations, learning rate, moments) is
-    carried over. What it knows of a variable that is frozen is set aside until that
-    variable trains again.
+    like it is built anew, in which the variables that the old one had for what still
+    trains (iterations, learning rate, moments) take their places. Those for what is
+    frozen are set aside until it trains again.
 
-    The objects stay the same, so whoever holds the optimizer holds the right one.
+    The objects stay the same: whoever holds the optimizer holds the right one, and a
+    step that was traced before is right again when the same variables train.
     """
     if not fits(model):
         with model.distribute_strategy.scope():
@@ -56,13 +53,16 @@ def _build_anew(optimizer: Any, variables: list[Any]) -> None:
     fresh = _unbuilt(optimizer)
     fresh.build(variables)
     known = dict(_SET_ASIDE.get(optimizer, {}))
-    known.update({key: v.numpy() for key, (v, _) in _state(optimizer).items()})
+    known.update({key: variable for key, (variable, _) in _state(optimizer).items()})
+    places: dict[int, Any] = {}
     for key, (new, owner) in _state(fresh).items():
-        value = known.pop(key, None)
-        if value is not None and value.shape == tuple(new.shape):
-            new.assign(value)
+        old = known.get(key)
+        if old is not None and tuple(old.shape) == tuple(new.shape):
+            places[id(new)] = known.pop(key)
         elif owner is not None and _AVERAGE in key:
             new.assign(owner)  # Keras does so at its first step only
+    for one in _all(fresh):
+        _internals.substitute(one, places)
     _become(optimizer, fresh)
     _SET_ASIDE[optimizer] = known
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import keras
 
-from tfdeep._keras import _internals
-
-_MARK = "_tfdeep_runs_as_inference"
+from tfdeep._keras import _internals, _patches
 
 # Layers of Keras that take `training` and make nothing of it, but for quantization.
 _INDIFFERENT = (
@@ -32,7 +30,8 @@ def acts_in_training(layer: Any) -> bool:
     only hands `training` on to layers which do not act in it.
     """
     call = type(layer).call
-    if _MARK in vars(layer) or "training" not in inspect.signature(call).parameters:
+    takes_training = "training" in inspect.signature(call).parameters
+    if not takes_training or _patches.is_installed(layer, "call"):
         return False
     if isinstance(layer, keras.layers.BatchNormalization):
         return bool(layer.trainable)
@@ -77,9 +76,7 @@ def run_as_inference(layer: Any) -> list[Any]:
 
 def run_as_called(layer: Any) -> None:
     """Undoes `run_as_inference`."""
-    attributes = vars(layer)
-    if attributes.pop(_MARK, None):
-        attributes.pop("call")
+    _patches.remove(layer, "call")
     for inner in _internals.sublayers(layer):
         run_as_called(inner)
 
@@ -91,5 +88,4 @@ def _replace_call(layer: Any) -> None:
     def inference_call(*args: Any, training: Any = None, **kwargs: Any) -> Any:
         return call(*args, training=False, **kwargs)
 
-    # Past `__setattr__`, which in Keras tracks what is assigned.
-    vars(layer).update({_MARK: True, "call": inference_call})
+    _patches.install(layer, "call", inference_call, "runs as at inference")
