@@ -121,16 +121,14 @@ def substitute(optimizer: Any, known: dict[int, Any]) -> None:
     def swapped(value: Any) -> Any:
         if id(value) in known:
             return known[id(value)]
-        # In place, since some containers are held twice, and past their tracking.
-        value = getattr(value, "__wrapped__", value)
-        if isinstance(value, list):
-            swapped(
-                getattr(value, "_storage", None)
-            )  # of a list that TensorFlow tracks
-            list.__setitem__(value, slice(None), [swapped(item) for item in value])
-        elif isinstance(value, dict):
-            for key, item in list(value.items()):
-                dict.__setitem__(value, key, swapped(item))
+        # In place, since some containers are held twice, and past what tracks them.
+        inside = getattr(value, "__wrapped__", value)
+        if isinstance(inside, list):
+            swapped(getattr(inside, "_storage", None))
+            list.__setitem__(inside, slice(None), [swapped(item) for item in inside])
+        elif isinstance(inside, dict):
+            for key, item in list(inside.items()):
+                dict.__setitem__(inside, key, swapped(item))
         elif isinstance(value, tuple):
             items = [swapped(item) for item in value]
             make = getattr(value, "_make", tuple)
