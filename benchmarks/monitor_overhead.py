@@ -3,11 +3,12 @@
     python benchmarks/monitor_overhead.py
     python benchmarks/monitor_overhead.py --net mobilenet --way monitor --rounds 9
 
-One `fit` trains a model in all ways, by turns of a hundred steps each, in a random
-order: as it is, with the monitor, with the monitor and `activations=True`, and so on.
-All ways train the same weights at the same places in memory; each has its own list of
-callbacks and its own traced step. Each turn stands between two plain ones, by whose
-mean it is divided; the printed ratio is the median over the rounds. `again` is plain
+One model is fitted in all ways, by turns of a hundred steps each, in a random order: as
+it is, with the monitor, with the monitor and `activations=True`, and so on. All ways
+train the same weights at the same places in memory; each keeps its own traced step. A
+turn is timed from the beginning of its first step to the end of its last. Each stands
+between two plain ones, by whose mean it is divided; the printed ratio is the median
+over the rounds. `again` is plain
 too: what it differs from 1 is the noise. The first turn of each way, in which
 TensorFlow traces its step, is not counted. From its step 1,000 on the monitor measures
 details more rarely, so the first 1,000 steps of each way stand apart from the later
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import itertools
 import os
 import random
 import statistics
@@ -42,6 +44,7 @@ OUTPUTS = 10
 STEPS = 100  # of a turn; the monitor reads its rings as often
 EARLY = 1000  # steps in which the monitor measures most
 BATCHES = 20  # of data, over and over
+OPTIMIZERS = {"SGD": keras.optimizers.SGD, "Adam": keras.optimizers.Adam}
 WAYS = ("monitor", "activations", "norms", "second tape")
 
 
@@ -79,7 +82,20 @@ class Norms(keras.callbacks.Callback):
 
     rows = 256
 
+    def __init__(self):
+        super().__init__()
+        self.train_function = None
+
     def on_train_begin(self, logs=None):
+        self.own = self.model.train_function
+        if self.train_function is None:
+            self.train_function = self.traced()
+        self.model.train_function = self.train_function
+
+    def on_train_end(self, logs=None):
+        self.model.train_function = self.own
+
+    def traced(self):
         optimizer = self.model.optimizer
         columns = len(self.model.trainable_variables)
         ring = tf.Variable(tf.zeros([self.rows, columns]), trainable=False)
@@ -93,7 +109,7 @@ class Norms(keras.callbacks.Callback):
             row.assign_add(1)
             return own(gradients, trainable_variables)
 
-        self.model.make_train_function(force=True)
+        type(self.model).make_train_function(self.model, force=True)
         step = self.model.train_function
 
         def train_function(iterator):
@@ -103,7 +119,7 @@ class Norms(keras.callbacks.Callback):
             finally:
                 del vars(optimizer)["apply"]
 
-        self.model.train_function = train_function
+        return train_function
 
 
 class SecondTape(keras.callbacks.Callback):
@@ -112,8 +128,12 @@ class SecondTape(keras.callbacks.Callback):
     def __init__(self, batches, loss):
         super().__init__()
         self.batches, self.loss = batches, loss
+        self.norms = None
 
     def on_train_begin(self, logs=None):
+        if self.norms is not None:
+            return
+
         @tf.function
         def norms(x, y):
             with tf.GradientTape() as tape:
@@ -128,55 +148,21 @@ class SecondTape(keras.callbacks.Callback):
         self.history.append(self.norms(x, y).numpy())
 
 
-class Turns(keras.callbacks.CallbackList):
-    """Trains one model in several ways by turns, an epoch each, and takes the times.
-
-    Args:
-        model: The model.
-        ways: By name, the callbacks of each way.
-        turns: The names, in the order of the epochs.
-    """
-
-    def __init__(self, model, ways, turns):
-        super().__init__(add_history=True, model=model)
-        self.seconds = []
-        self._turns = turns
-        lists = keras.callbacks.CallbackList
-        self._lists = {way: lists(ways[way], model=model) for way in ways}
-        self._train_functions = {}
+class Turn(keras.callbacks.Callback):
+    """Takes the time from the first step to the last. Stands last in the list."""
 
     def on_train_begin(self, logs=None):
-        own = self.model.train_function
-        for way, callbacks in self._lists.items():
-            self.model.train_function = own
-            callbacks.on_train_begin(logs)
-            self._train_functions[way] = self.model.train_function
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == len(self._lists):
-            gc.collect()  # what tracing left behind
-        way = self._turns[epoch]
-        self.model.train_function = self._train_functions[way]
-        self._callbacks = self._lists[way]
-        self._begin = time.perf_counter()
-        self._callbacks.on_epoch_begin(epoch, logs)
+        self.began = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._callbacks.on_train_batch_begin(batch, logs)
+        if self.began is None:
+            self.began = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._callbacks.on_train_batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._callbacks.on_epoch_end(epoch, logs)
-        self.seconds.append(time.perf_counter() - self._begin)
-
-    def on_train_end(self, logs=None):
-        for callbacks in self._lists.values():
-            callbacks.on_train_end(logs)
+        self.seconds = time.perf_counter() - self.began
 
 
-def measure(net, rounds, chosen, jit_compile):
+def measure(net, rounds, chosen, optimizer, jit_compile):
     """Seconds of the plain turns, and of each way the ratios to the plain ones."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(net.batch_size * BATCHES, *net.shape)).astype("float32")
@@ -186,6 +172,7 @@ def measure(net, rounds, chosen, jit_compile):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=net.from_logits)
     monitor = tfdeep.callbacks.GradientMonitor
     watching = {
+        "plain": [],
         "again": [],
         "monitor": [monitor(on_finding=None)],
         "activations": [monitor(on_finding=None, activations=True)],
@@ -194,22 +181,22 @@ def measure(net, rounds, chosen, jit_compile):
     }
     ways = ["again", *chosen]
     model = net.build()
-    model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=jit_compile)
+    model.compile(optimizer(1e-4), loss, jit_compile=jit_compile)
     turns = ["plain", *ways, "plain"]
     for _ in range(rounds):
         for way in random.sample(ways, len(ways)):
             turns += [way, "plain"]
-    callbacks = Turns(
-        model, {"plain": []} | {way: watching[way] for way in ways}, turns
-    )
-    model.fit(
-        dataset.repeat(),
-        steps_per_epoch=STEPS,
-        epochs=len(turns),
-        verbose=0,
-        callbacks=callbacks,
-    )
-    seconds = callbacks.seconds
+    seconds, turn = [], Turn()
+    for number, way in enumerate(turns):
+        if number == len(ways) + 1:
+            gc.collect()  # what tracing left behind
+        model.fit(
+            dataset.repeat(),
+            steps_per_epoch=STEPS,
+            verbose=0,
+            callbacks=[*watching[way], turn],
+        )
+        seconds.append(turn.seconds)
     ratios = {way: [] for way in ways}
     for i in range(len(ways) + 2, len(turns), 2):
         beside = (seconds[i - 1] + seconds[i + 1]) / 2
@@ -222,21 +209,29 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--net", choices=[net.name for net in NETS], action="append")
     parser.add_argument("--way", choices=WAYS, action="append", help="default: all")
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS, action="append", help="default: all"
+    )
     parser.add_argument("--jit-compile", action="store_true", help="compile with XLA")
     options = parser.parse_args()
     print(f"tensorflow {tf.__version__}, keras {keras.__version__}, ", end="")
     xla = ", XLA" if options.jit_compile else ""
     print(f"{os.cpu_count()} cores{xla}, {options.rounds} rounds; ", end="")
     print("time over plain fit\n")
-    print(f"{'net':>9} {'batch':>5} {'ms/step':>8}  {'way':<12}", end="")
+    print(f"{'net':>9} {'':>5} {'batch':>5} {'ms/step':>8}  {'way':<12}", end="")
     print(f" {'first 1,000 steps':>17} {'later':>6} {'at most':>8}")
-    for net in NETS:
-        if options.net and net.name not in options.net:
-            continue
-        ways = options.way or WAYS
-        seconds, ratios = measure(net, options.rounds, ways, options.jit_compile)
+    nets = [net for net in NETS if not options.net or net.name in options.net]
+    names = options.optimizer or list(OPTIMIZERS)
+    for net, name in itertools.product(nets, names):
+        seconds, ratios = measure(
+            net,
+            options.rounds,
+            options.way or WAYS,
+            OPTIMIZERS[name],
+            options.jit_compile,
+        )
         step = seconds / STEPS * 1000
-        start = f"{net.name:>9} {net.batch_size:>5} {step:>8.2f}"
+        start = f"{net.name:>9} {name:>5} {net.batch_size:>5} {step:>8.2f}"
         limits = {"monitor": net.limit, "activations": net.limit_of_activations}
         early = EARLY // STEPS - 1  # without the first turn
         for way, turns in ratios.items():

@@ -17,7 +17,7 @@ from tfdeep.errors import (
     ModelError,
     SelectionError,
 )
-from tfdeep.optimizers import ClipByGlobalNorm, ClipByValue
+from tfdeep.optimizers import ClipByGlobalNorm, ClipByValue, SkipNonFinite
 
 # What is recorded is one thing, what the rules say of it another; see test_rules.py.
 GradientMonitor = functools.partial(tfdeep.callbacks.GradientMonitor, rules=None)
@@ -239,7 +239,7 @@ class TestLeavesTheModelAsItFoundIt:
         fit(model, [])  # does not record
         assert len(monitor.history["hidden1/kernel"]["norm"]) == 5
         fit(model, monitor)
-        assert len(monitor.history["hidden1/kernel"]["norm"]) == STEPS
+        assert len(monitor.history["hidden1/kernel"]["norm"]) == 5 + STEPS
 
     def test_after_a_step_that_failed(self):
         model, optimizer = self.compiled()
@@ -268,14 +268,53 @@ def test_it_stands_in_the_step_while_that_is_traced_and_not_at_each_call(
     assert 1 <= len(entered) <= 2 < 2 * STEPS
 
 
-def test_each_fit_starts_a_new_history():
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_monitor_goes_on_with_its_history_unless_told_otherwise(reset):
     model = build()
     model.compile(sgd(), nets.LOSS)
-    monitor = GradientMonitor()
+    monitor = GradientMonitor(reset=reset)
     fit(model, monitor, epochs=2)
-    assert len(monitor.history["hidden1/kernel"]["norm"]) == 2 * STEPS
+    first = recorded(monitor)
     fit(model, monitor)
-    assert len(monitor.history["hidden1/kernel"]["norm"]) == STEPS
+    assert len(recorded(monitor)) == (STEPS if reset else 3 * STEPS)
+    if not reset:
+        np.testing.assert_array_equal(recorded(monitor)[: 2 * STEPS], first)
+        assert list(monitor.recording.steps) == list(range(3 * STEPS))
+
+
+def test_another_model_begins_a_new_history():
+    monitor = GradientMonitor()
+    for _ in range(2):
+        model = build()
+        model.compile(sgd(), nets.LOSS)
+        fit(model, monitor)
+        assert len(recorded(monitor)) == STEPS
+
+
+def test_a_new_monitor_on_a_step_that_was_traced_sees_what_a_first_one_would():
+    def history(fits):
+        keras.utils.set_random_seed(0)
+        model = build()
+        model.compile(sgd(), nets.LOSS)
+        for _ in range(fits - 1):
+            fit(model, GradientMonitor())
+        monitor = GradientMonitor(on_finding=None)
+        weights = model.get_weights()
+        fit(model, monitor)
+        return weights, monitor
+
+    weights, second = history(2)
+    keras.utils.set_random_seed(0)
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    model.set_weights(weights)
+    first = GradientMonitor(on_finding=None)
+    fit(model, first)
+    np.testing.assert_array_equal(recorded(second), recorded(first))
+    for name in ("update_norm", "zero_fraction", "silent_fraction"):
+        np.testing.assert_array_equal(
+            second.recording[name], first.recording[name], err_msg=name
+        )
 
 
 def test_two_monitors_see_the_same():
@@ -338,7 +377,8 @@ def test_a_layer_frozen_during_the_fit_has_no_more_gradient():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_reads_as_infinite(bad):
     model = build()
-    model.compile(sgd(), nets.LOSS)
+    # Whether NaN weights have NaN gradients is up to the processor's ReLU.
+    model.compile(SkipNonFinite(sgd()), nets.LOSS)
     x, y = nets.examples(4 * BATCH)
     x[2 * BATCH] = bad
     monitor = GradientMonitor()
@@ -471,8 +511,6 @@ def test_the_report_fits_the_terminal(monkeypatch):
 def test_the_optimizer_wrappers_tell_what_they_did(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from tfdeep.optimizers import SkipNonFinite
 
     model = nets.functional()
     model.compile(SkipNonFinite(ClipByGlobalNorm(sgd(), 1e-3)), nets.LOSS)
