@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfdeep._core._arguments import flag, is_whole_number, number
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 
@@ -64,8 +65,9 @@ def dnn(
 
     Raises:
         InvalidArgumentError: If `input_shape` or `hidden_units` is no sequence,
-            `hidden_units` is empty or holds anything but whole numbers > 0, or
-            "auto" knows no initializer for the activation.
+            `hidden_units` is empty or holds anything but whole numbers > 0,
+            `dropout_rate` is not in [0, 1), or "auto" knows no initializer for the
+            activation.
 
     Example:
 
@@ -79,7 +81,11 @@ def dnn(
         Glorot and Bengio, 2010, https://proceedings.mlr.press/v9/glorot10a.html.
     """
     _check_sequences(input_shape=input_shape, hidden_units=hidden_units)
-    _check_units(hidden_units, num_outputs)
+    *hidden_units, num_outputs = _checked_units(hidden_units, num_outputs)
+    batch_norm = flag(batch_norm, "batch_norm", "dnn")
+    dropout_rate = number(
+        dropout_rate, "dropout_rate", "dnn", at_least=0, below=1, example=0.1
+    )
     if kernel_initializer == "auto":
         kernel_initializer = _fitting_initializer(activation)
     is_selu = _activation_name(activation) == "selu"
@@ -139,19 +145,18 @@ def _check_sequences(input_shape: Any, hidden_units: Any) -> None:
         )
 
 
-def _check_units(hidden_units: Sequence[int], num_outputs: int) -> None:
+def _checked_units(hidden_units: Sequence[int], num_outputs: int) -> list[int]:
     counts = [*hidden_units, num_outputs]
-    if len(counts) < 2 or any(
-        isinstance(n, bool) or n != int(n) or n < 1 for n in counts
-    ):
-        raise InvalidArgumentError(
-            explain(
-                "`dnn` cannot build a stack of these sizes.",
-                received=f"hidden_units={hidden_units!r}, num_outputs={num_outputs!r}",
-                expected="at least one hidden layer; whole numbers > 0, in units",
-                fix="for example `hidden_units=[100] * 5, num_outputs=10`",
-            )
+    if len(counts) > 1 and all(is_whole_number(n) and n > 0 for n in counts):
+        return list(map(int, counts))
+    raise InvalidArgumentError(
+        explain(
+            "`dnn` cannot build a stack of these sizes.",
+            received=f"hidden_units={hidden_units!r}, num_outputs={num_outputs!r}",
+            expected="at least one hidden layer; whole numbers > 0, in units",
+            fix="for example `hidden_units=[100] * 5, num_outputs=10`",
         )
+    )
 
 
 def _activation_name(activation: Any) -> str:

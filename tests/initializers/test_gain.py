@@ -124,7 +124,7 @@ def test_inside_a_traced_function():
         ("softmax", "second_moment", "each entry by itself"),
         (lambda z: z[: len(z) // 2], "second_moment", "each entry by itself"),
         ("no_such", "second_moment", "no activation of this name"),
-        ("relu", "kaiming", "no gain by this convention"),
+        ("relu", "kaiming", "cannot work with this `convention`"),
         (lambda z: 0 * z, "second_moment", "keep the scale"),
         (lambda z: 0 * z + 1, "variance", "keep the scale"),
         (lambda z: 1 / (z - z), "second_moment", "keep the scale"),

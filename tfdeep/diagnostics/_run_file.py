@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdeep._core._arguments import is_whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
 from tfdeep._keras._architecture import LayerInfo
@@ -301,8 +302,7 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
 
 
 def _checked_run(run: Any, runs: int, path: pathlib.Path) -> int:
-    is_whole = isinstance(run, (int, np.integer)) and not isinstance(run, bool)
-    if is_whole and 1 <= run <= runs:
+    if is_whole_number(run) and 1 <= run <= runs:
         return int(run)
     raise InvalidArgumentError(
         explain(

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 
@@ -77,15 +78,7 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
         Brock et al., 2021, https://arxiv.org/abs/2101.08692 (section 3);
         Glorot and Bengio, 2010.
     """
-    if convention not in CONVENTIONS:
-        raise InvalidArgumentError(
-            explain(
-                "There is no gain by this convention.",
-                received=f"convention={convention!r}",
-                expected=" or ".join(map(repr, CONVENTIONS)),
-                fix='leave `convention` out, which is "second_moment"',
-            )
-        )
+    one_of(convention, CONVENTIONS, "convention", "gain")
     if activation is None or isinstance(activation, str):
         return _gain_by_name(activation or "linear", convention)
     return _gain(activation, activation, convention)

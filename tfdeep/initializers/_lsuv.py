@@ -13,12 +13,13 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import number
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._layer_calls import replace
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
+from tfdeep.errors import DataError, ModelError
 from tfdeep.initializers._orthogonal import Orthogonal
 from tfdeep.initializers._owner import drawing_for
 
@@ -158,15 +159,7 @@ def lsuv(
     Reference:
         Mishkin and Matas, 2016, https://arxiv.org/abs/1511.06422 (algorithm 1).
     """
-    if not tolerance > 0:
-        raise InvalidArgumentError(
-            explain(
-                "No variance is this close to 1.",
-                received=f"tolerance={tolerance!r}",
-                expected="a number > 0",
-                fix="leave it out, which is 0.01",
-            )
-        )
+    tolerance = number(tolerance, "tolerance", "lsuv", above=0, example=0.01)
     if isinstance(batch, tf.data.Dataset):
         raise DataError(
             explain(

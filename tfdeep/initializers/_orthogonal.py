@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number
 from tfdeep._core._explain import a_type, explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.initializers._layout import Layout, layout_of
@@ -27,19 +28,12 @@ class _GainedInitializer(RandomInitializer):
         output_axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(seed, input_axes, output_axes)
-        try:
-            self.gain = float(gain)
-        except (TypeError, ValueError):
-            self.gain = math.nan
-        if not math.isfinite(self.gain):
-            raise InvalidArgumentError(
-                explain(
-                    f"`{type(self).__name__}` cannot scale by this gain.",
-                    received=f"gain={gain!r}",
-                    expected="a finite number",
-                    fix='for an activation: gain=tfdeep.initializers.gain("relu")',
-                )
-            )
+        self.gain = number(
+            gain,
+            "gain",
+            type(self).__name__,
+            fix='for an activation: gain=tfdeep.initializers.gain("relu")',
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.initializers._gain import gain
@@ -88,24 +89,10 @@ class VarianceScaling(RandomInitializer):
         output_axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(seed, input_axes, output_axes)
-        for argument, value, known in (
-            ("mode", mode, MODES),
-            ("distribution", distribution, DISTRIBUTIONS),
-        ):
-            if value not in known:
-                raise InvalidArgumentError(
-                    explain(
-                        f"`{type(self).__name__}` does not know this {argument}.",
-                        received=f"{argument}={value!r}",
-                        expected=" or ".join(map(repr, known)),
-                        fix=f"leave it out, which is {known[0]!r}"
-                        if argument == "distribution"
-                        else 'leave it out, which is "fan_avg"',
-                    )
-                )
         self.activation = _deserialized(activation)
-        self.mode = mode
-        self.distribution = distribution
+        name = type(self).__name__
+        self.mode = one_of(mode, MODES, "mode", name)
+        self.distribution = one_of(distribution, DISTRIBUTIONS, "distribution", name)
         self.convention = convention
         self.gain = gain(self.activation, convention)
 

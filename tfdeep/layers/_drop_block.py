@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdeep.layers._arguments import number, one_of, whole_number
+from tfdeep._core._arguments import number, one_of, whole_number
 from tfdeep.layers._uniform import uniform
 
 
@@ -68,13 +68,13 @@ class DropBlock2D(keras.layers.Layer):
             rate, "rate", "DropBlock2D", at_least=0, at_most=0.999, example=0.1
         )
         self.block_size = whole_number(
-            block_size, "block_size", "DropBlock2D", 1, example=7
+            block_size, "block_size", "DropBlock2D", above=0, example=7
         )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.data_format = one_of(
-            ("channels_last", "channels_first"),
             data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
             "data_format",
             "DropBlock2D",
         )

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep.layers._arguments import number, one_of, whole_number
+from tfdeep._core._arguments import flag, number, one_of, whole_number
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -70,15 +70,15 @@ class LocalResponseNormalization(keras.layers.Layer):
         super().__init__(**kwargs)
         name = "LocalResponseNormalization"
         self.depth_radius = whole_number(
-            depth_radius, "depth_radius", name, 0, example=2
+            depth_radius, "depth_radius", name, at_least=0, example=2
         )
-        self.bias = number(bias, "bias", name, at_least=1e-30, example=2.0)
+        self.bias = number(bias, "bias", name, above=0, example=2.0)
         self.alpha = number(alpha, "alpha", name, example=1e-4)
         self.beta = number(beta, "beta", name, example=0.75)
-        self.alpha_over_n = bool(alpha_over_n)
+        self.alpha_over_n = flag(alpha_over_n, "alpha_over_n", name)
         self.data_format = one_of(
-            ("channels_last", "channels_first"),
             data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
             "data_format",
             name,
         )

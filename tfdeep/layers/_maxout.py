@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import explain
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import whole_number
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -52,7 +52,9 @@ class Maxout(keras.layers.Layer):
 
     def __init__(self, num_units: int, axis: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.num_units = whole_number(num_units, "num_units", "Maxout", 1, example=8)
+        self.num_units = whole_number(
+            num_units, "num_units", "Maxout", above=0, example=8
+        )
         self.axis = axis
         self.supports_masking = True
 

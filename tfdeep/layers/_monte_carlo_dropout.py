@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import a_type, explain
 from tfdeep._keras import _internals
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import whole_number
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -125,8 +125,10 @@ def mc_predict(
     Reference:
         Gal and Ghahramani, 2016, https://arxiv.org/abs/1506.02142 (section 4).
     """
-    samples = whole_number(samples, "samples", "mc_predict", 1, example=100)
-    batch_size = whole_number(batch_size, "batch_size", "mc_predict", 1, example=32)
+    samples = whole_number(samples, "samples", "mc_predict", above=0, example=100)
+    batch_size = whole_number(
+        batch_size, "batch_size", "mc_predict", above=0, example=32
+    )
     if not _is_stochastic(model):
         raise ModelError(
             explain(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._records import Record
-from tfdeep.layers._arguments import one_of
 
 _OUTPUTS = {
     "binary": ("sigmoid", "a yes or no is the probability of yes"),
@@ -77,7 +77,7 @@ def recommend_activation(
     'tfdeep.layers.RReLU()'
     """
     if output is not None:
-        choice = one_of(tuple(_OUTPUTS), output, "output", "recommend_activation")
+        choice = one_of(output, _OUTPUTS, "output", "recommend_activation")
         return ActivationAdvice(
             _OUTPUTS[choice][0], "glorot_uniform", _OUTPUTS[choice][1]
         )

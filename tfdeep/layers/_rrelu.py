@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number, one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.layers._arguments import number, one_of
 from tfdeep.layers._uniform import coarse_uniform
 
 
@@ -79,8 +79,8 @@ class RReLU(keras.layers.Layer):
         self.lower = number(lower, "lower", "RReLU", at_least=0, example=0.125)
         self.upper = number(upper, "upper", "RReLU", at_least=0, example=0.3333)
         choices = ("mean", "paper", "expected")
-        self.inference = one_of(choices, inference, "inference", "RReLU")
-        self.draw = one_of(("slope", "divisor"), draw, "draw", "RReLU")
+        self.inference = one_of(inference, choices, "inference", "RReLU")
+        self.draw = one_of(draw, ("slope", "divisor"), "draw", "RReLU")
         divides = draw == "divisor" or inference == "paper"
         if self.lower > self.upper or (divides and self.lower == 0):
             raise InvalidArgumentError(

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number, one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import number, one_of
 from tfdeep.layers._uniform import uniform
 
 
@@ -71,7 +71,7 @@ class StochasticDepth(keras.layers.Layer):
             at_most=1,
             example=0.8,
         )
-        self.per = one_of(("batch", "example"), per, "per", "StochasticDepth")
+        self.per = one_of(per, ("batch", "example"), "per", "StochasticDepth")
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True

@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _variables
 from tfdeep._keras._layer_calls import replace
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
+from tfdeep.errors import DataError, ModelError
 from tfdeep.surgery._batch_norms import batch_norms
 
 _MOST_ROWS = 40
@@ -221,15 +222,14 @@ def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any
 
 def _checked(dataset: Any, steps: int | None) -> Callable[[], Iterable[Any]]:
     """What reads the inputs of each batch from the start."""
-    is_whole = isinstance(steps, int) and not isinstance(steps, bool)
-    if steps is not None and (not is_whole or steps < 1):
-        raise InvalidArgumentError(
-            explain(
-                "`recalibrate_batch_norm` cannot read this many batches.",
-                received=f"steps={steps!r}",
-                expected="a whole number > 0, in batches, or None for all",
-                fix="for example `steps=100`",
-            )
+    if steps is not None:
+        steps = whole_number(
+            steps,
+            "steps",
+            "recalibrate_batch_norm",
+            above=0,
+            unit="batches, or None for all",
+            example=100,
         )
     has_batches = hasattr(dataset, "__iter__") and not isinstance(dataset, _NO_BATCHES)
     if not has_batches or iter(dataset) is dataset:
