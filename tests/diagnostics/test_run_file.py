@@ -6,9 +6,8 @@ import pytest
 import tfdeep
 from tfdeep import cli
 from tfdeep._keras._architecture import LayerInfo
-from tfdeep.callbacks import _layer_recorder
+from tfdeep._quantities import OF_LAYERS, OF_VARIABLES
 from tfdeep.diagnostics import Finding, Recording
-from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
@@ -325,8 +324,7 @@ def test_every_quantity_that_is_written_can_be_read():
     recording = Recording(VARIABLES, LAYERS)
     widths = {name: recording.width(name) for name in OF_VARIABLES}
     assert set(widths.values()) == {3}
-    of_layers = (*_layer_recorder.QUANTITIES, "inactive_fraction")
-    assert {recording.width(name) for name in of_layers} == {2}
+    assert {recording.width(name) for name in OF_LAYERS} == {2}
     of_the_net = ("loss", "input_offset", "input_spread")
     assert {recording.width(name) for name in of_the_net} == {1}
     assert recording.width("weather") is None

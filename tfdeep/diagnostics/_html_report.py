@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfdeep._core._records import counted
+from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
 from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbours
 from tfdeep.diagnostics._recording import Recording
@@ -351,12 +352,9 @@ def _table_row(recording: Recording, column: int) -> str:
             is_clipped = recording["clipped_norm"][:, column] < norm * (1 - 1e-4)
         clipped = float(is_clipped[known].mean())
     ratio = math.nan
-    if "update_norm" in recording and "weight_norm" in recording:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = _median(
-                recording["update_norm"][:, column]
-                / recording["weight_norm"][:, column]
-            )
+    ratios = update_ratio(recording)
+    if ratios is not None:
+        ratio = _median(ratios[:, column])
     broken = steps[np.isinf(norm)]
     cells = [
         _number(_median(norm[first])),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain
+from tfdeep._quantities import BY_NAME, update_ratio
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._monitor_report import History
 from tfdeep.diagnostics._recording import Recording
@@ -81,7 +82,7 @@ def plot_gradient_norms(
         axes.plot(x, _running_median(norm), color=shade, linewidth=1.5, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("kept step" if steps is None else "step")
-    axes.set_ylabel("L2 norm of the gradient")
+    axes.set_ylabel(BY_NAME["norm"].unit)
     axes.set_title(title)
     axes.grid(True, which="major", alpha=0.3)
     if len(shown) <= 20:
@@ -203,7 +204,7 @@ def draw_norms(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
             label="NaN or infinite",
             markersize=5,
         )
-    axes.set_ylabel("L2 norm of the gradient")
+    axes.set_ylabel(BY_NAME["norm"].unit)
     _finish(axes, recording, "Gradient norm of each layer", len(rows), bool(broken))
 
 
@@ -266,10 +267,9 @@ def draw_heat_map(axes: Any, recording: Recording, findings: Sequence[Finding]) 
 def draw_updates(axes: Any, recording: Recording, findings: Sequence[Finding]) -> None:
     """Update norm over weight norm of each kernel, where it was measured."""
     rows = _rows(recording)
-    if "update_norm" in recording and "weight_norm" in recording:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = recording["update_norm"] / recording["weight_norm"]
-            ratios = np.where(ratios > 0, ratios, np.nan)
+    ratios = update_ratio(recording)
+    if ratios is not None:
+        ratios = np.where(ratios > 0, ratios, np.nan)
         for row, shade in zip(rows, _shades(len(rows)), strict=True):
             ratio = ratios[:, row.column]
             label = _label(rows, row)
@@ -293,7 +293,7 @@ def draw_updates(axes: Any, recording: Recording, findings: Sequence[Finding]) -
     # The usual range stays in sight.
     bottom, top = axes.get_ylim()
     axes.set_ylim(min(bottom, low / 2), max(top, high * 2))
-    axes.set_ylabel("norm of the update / norm of the weights")
+    axes.set_ylabel(BY_NAME["update_ratio"].unit)
     _finish(axes, recording, "Size of the updates", len(rows))
 
 
@@ -345,7 +345,7 @@ def draw_loss(axes: Any, recording: Recording, findings: Sequence[Finding]) -> N
         known = loss[np.isfinite(loss)]
         if len(known) and known.min() > 0 and known.max() > 100 * known.min():
             axes.set_yscale("log")
-    axes.set_ylabel("loss")
+    axes.set_ylabel(BY_NAME["loss"].unit)
     _finish(axes, recording, "Loss of each step", 0)
 
 

@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 
+from tfdeep import _quantities
 from tfdeep._core._arguments import is_whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding
-from tfdeep.diagnostics._recording import EACH_STEP, Recording
+from tfdeep.diagnostics._recording import Recording
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 
 FILE_NAME = "tfdeep.jsonl"
@@ -56,9 +57,6 @@ _DAMAGE = (
     ValueError,
 )
 _MOST_STEPS = 2**53  # no run is longer; up to here floats tell all steps apart
-
-# What says nothing about whether a step was measured in detail.
-_NOT_MEASURED = (*EACH_STEP, "is_frozen")
 
 
 def is_written(index: int, dense: int = DENSE_STEPS) -> bool:
@@ -100,7 +98,7 @@ class Thinning:
         chosen = [is_written(step, self._dense) for step in steps]
         measured = np.zeros(count, bool)
         for name, values in rows.items():
-            if name not in _NOT_MEASURED:
+            if _quantities.is_measured(name):
                 measured |= ~np.isnan(values).all(axis=1)
         detailed = np.zeros(count, bool)
         for row in np.flatnonzero(measured):

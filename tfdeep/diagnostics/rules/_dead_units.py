@@ -33,7 +33,7 @@ class DeadUnits(Rule):
     fraction: float = 0.5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10:
+        if recording.lasted < 10:
             return
         loss = _measures.loss(recording)
         if not np.isfinite(loss[-1:]).all() and not np.isnan(loss).all():

@@ -38,7 +38,7 @@ class InputScale(Rule):
     length: float = 1e-3
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if "input_offset" not in recording or recording.total_steps < 5:
+        if "input_offset" not in recording or recording.lasted < 5:
             return
         offset = _measures.median(recording["input_offset"][:10])
         spread = _measures.median(recording["input_spread"][:10])

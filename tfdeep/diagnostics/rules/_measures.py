@@ -19,21 +19,21 @@ BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
 
 
-def once(measure: Callable[..., _T]) -> Callable[..., _T]:
-    """Rules ask for the same: takes a measure once, until steps are added."""
+def memoized(measure: Callable[..., _T]) -> Callable[..., _T]:
+    """Keeps what a function makes of a recording until steps are added to it."""
 
     @functools.wraps(measure)
-    def asked(recording: Recording, *args: Any) -> _T:
+    def remembered(recording: Recording, *args: Any) -> _T:
         key = (measure.__name__, *args)
-        if key not in recording.derived:
-            recording.derived[key] = measure(recording, *args)
-        known: _T = recording.derived[key]
+        if key not in recording.memo:
+            recording.memo[key] = measure(recording, *args)
+        known: _T = recording.memo[key]
         return known
 
-    return asked
+    return remembered
 
 
-@once
+@memoized
 def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     """The layers that multiply their input by a recorded weight, with its column."""
     found = []
@@ -44,7 +44,7 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     return found
 
 
-@once
+@memoized
 def horizon(recording: Recording) -> int:
     """The number of steps until nothing was finite any more; else of all steps."""
     norm = recording["norm"]
@@ -58,14 +58,14 @@ def horizon(recording: Recording) -> int:
     )
 
 
-@once
+@memoized
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
     end = horizon(recording)
     return np.arange(*np.searchsorted(recording.steps, [end - steps, end]))
 
 
-@once
+@memoized
 def measured_lately(recording: Recording, count: int = 3) -> np.ndarray:
     """The places of the last so many rows that were measured in detail."""
     end = np.searchsorted(recording.measured_steps, horizon(recording))
@@ -77,7 +77,7 @@ def since(recording: Recording, steps: int = 10) -> int:
 
     What shows when it is asked first has been so from the start.
     """
-    return 0 if recording.total_steps <= 2 * steps else recording.total_steps - steps
+    return 0 if recording.lasted <= 2 * steps else recording.total_steps - steps
 
 
 def has_gradient(recording: Recording, path: str | None, steps: int = 10) -> bool:
@@ -92,14 +92,14 @@ def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
     return column is not None and bool(silent(recording, steps)[column])
 
 
-@once
+@memoized
 def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether it had a gradient, be it zero, in the last steps."""
     known = ~np.isnan(recording["norm"][lately(recording, steps)])
     return np.asarray(known.any(axis=0))
 
 
-@once
+@memoized
 def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether its gradient was there, and exactly zero."""
     norm = recording["norm"][lately(recording, steps)]
@@ -114,7 +114,7 @@ def frozen(recording: Recording) -> np.ndarray:
     return np.asarray(recording["is_frozen"][-1] == 1)
 
 
-@once
+@memoized
 def blocking_layer(recording: Recording) -> LayerInfo | None:
     """The topmost layer whose weights all get a gradient of exactly zero.
 
@@ -160,13 +160,13 @@ def largest(values: Any, axis: int | None = None) -> Any:
         return np.nanmax(values, axis=axis, initial=np.nan)
 
 
-@once
+@memoized
 def weight_norms(recording: Recording) -> np.ndarray:
     """The largest norm that each weight has had so far."""
     return np.asarray(largest(recording["weight_norm"], axis=0))
 
 
-@once
+@memoized
 def sensitivities(
     recording: Recording, steps: int = 10
 ) -> tuple[np.ndarray, list[Any]]:
@@ -194,18 +194,18 @@ def sensitivities(
     return median(norm, axis=0) * scale, [layer for layer, _ in layers]
 
 
-@once
+@memoized
 def loss(recording: Recording) -> np.ndarray:
     """The loss of each kept step."""
     return np.asarray(recording["loss"][:, 0], np.float64)
 
 
-@once
+@memoized
 def has_fallen(recording: Recording, to: float) -> bool:
     """Whether the loss has fallen to this fraction of its start; True if unknown."""
     values = loss(recording)
     known = np.flatnonzero(~np.isnan(values))
-    if len(known) < 10:
+    if len(known) * recording.stands_for < 10:
         return True
     start = min(values[known[0]], median(values[known[:3]]))
     now = median(values[known[-5:]])
@@ -221,7 +221,7 @@ def is_untouched(recording: Recording) -> bool:
     return not touched or len(touched) <= len(with_bias) // 4
 
 
-@once
+@memoized
 def reached(recording: Recording) -> dict[str, set[str]]:
     """The layers behind each layer, through which its output reaches the loss."""
     behind: dict[str, set[str]] = {layer.path: set() for layer in recording.layers}

@@ -68,7 +68,7 @@ class NoGradient(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.loss(recording)
         if not loss.any() and _measures.is_untouched(recording):
-            if recording.total_steps >= self.steps:
+            if recording.lasted >= self.steps:
                 yield Symptom("", "critical", 0, *_ZERO_LOSS)
             return
         yield from self._without_gradient(recording)
@@ -79,7 +79,8 @@ class NoGradient(Rule):
         recent = _measures.lately(recording, self.steps)
         norm = recording["norm"][recent]
         seen = ~np.isnan(norm).all(axis=1)  # not skipped by loss scaling
-        if recording.total_steps < self.steps or seen.sum() < self.steps // 2:
+        seen_for = seen.sum() * recording.stands_for
+        if recording.lasted < self.steps or seen_for < self.steps // 2:
             return
         if not np.nan_to_num(recording["loss"][recent], nan=1.0).any():
             return  # a loss of zero has nothing left to ask for
@@ -113,7 +114,7 @@ class NoGradient(Rule):
 def _is_zero(recording: Recording) -> np.ndarray:
     """Of each column, whether its gradient has been exactly zero for long enough."""
     steps = _steps_of_zero(recording)
-    if recording.total_steps < steps:
+    if recording.lasted < steps:
         return np.zeros(len(recording.variables), bool)
     return _measures.silent(recording, steps)
 
@@ -145,7 +146,7 @@ def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
             yield Symptom(layer.path, "critical", since, *_ZERO_INPUT)
 
 
-@_measures.once
+@_measures.memoized
 def _is_dead_somewhere(recording: Recording) -> bool:
     """Whether the rules for dead and saturated units have something to say."""
     return any(list(r.look(recording)) for r in (DeadUnits(), SaturatedUnits()))

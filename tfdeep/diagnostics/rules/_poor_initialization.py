@@ -193,7 +193,7 @@ def _factor(layer: LayerInfo) -> float:
 def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
     """Zero weights are a way to start a branch, as long as a gradient moves them."""
     column = recording.column(layer.kernel)
-    if column is None or recording.total_steps < 10:
+    if column is None or recording.lasted < 10:
         return True
     return bool(np.nan_to_num(recording["norm"][:, column]).any())
 

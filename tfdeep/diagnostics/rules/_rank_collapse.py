@@ -38,7 +38,7 @@ class RankCollapse(Rule):
     units: int = 8
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10 or _measures.has_fallen(recording, 0.8):
+        if recording.lasted < 10 or _measures.has_fallen(recording, 0.8):
             return
         remedy = (
             "keras.initializers.HeNormal() or GlorotUniform() gives each unit weights "

@@ -79,7 +79,7 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
     them and by the slope of the activation. Where the kernel is of a usual scale and
     the product is next to nothing, the slope is.
     """
-    if recording.total_steps < 10:
+    if recording.lasted < 10:
         return
     measured = set()
     if "flat_fraction" in recording:

@@ -30,7 +30,7 @@ class Stalled(Rule):
     to: float = 0.98
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < self.steps or not _measures.is_untouched(recording):
+        if recording.lasted < self.steps or not _measures.is_untouched(recording):
             return
         loss = _measures.loss(recording)
         now = loss[_measures.lately(recording, 100)]

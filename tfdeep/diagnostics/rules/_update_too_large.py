@@ -31,7 +31,7 @@ class UpdateTooLarge(Rule):
     to: float = 0.75
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10 or _measures.has_fallen(recording, self.to):
+        if recording.lasted < 10 or _measures.has_fallen(recording, self.to):
             return
         ratio, steps, layers = relative_updates(recording)
         for i, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""What a step knows of the outputs of a layer: scale, saturation, rank.
+"""Measures what a layer computes in one call: scale, saturation, rank.
 
 Everything here is plain TensorFlow that compiles under XLA and runs inside `tf.cond`.
 It looks at a sample: some examples of the batch, some places of an image.
@@ -12,8 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-# A unit whose activation has a smaller slope than this hands on no gradient to speak of
-# (of a logistic unit, |z| > 4.6; of tanh, |z| > 3; of ReLU, z < 0).
+from tfdeep._keras._layer_calls import LayerCall
+
+# A unit with a smaller slope passes on almost no gradient (sigmoid: |z| > 4.6, tanh:
+# |z| > 3, ReLU: z < 0).
 FLAT = 0.01
 
 _SAMPLE = 65_536  # entries of a layer's output
@@ -22,6 +24,33 @@ _RANK_ROWS = 64
 
 # Activation functions that mix the units; a slope by unit does not exist.
 _MIXING = {"softmax", "log_softmax", "glu", "sparsemax", "linear"}
+
+
+def measure(call: LayerCall) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
+    """Measures one call of a layer.
+
+    Returns:
+        The quantities by name, `flat_fraction` only where the activation is known;
+        and for each unit whether it has a slope for any example, None if unknown.
+    """
+    axis = units_axis(call.layer)
+    places = sample(call.output, axis)
+    mean, std = moments(places)
+    found = {
+        "output_mean": mean,
+        "output_std": std,
+        "effective_rank": effective_rank(places),
+        "nonfinite_output": _fraction(~tf.math.is_finite(places)),
+    }
+    if call.before_activation is None or not is_element_wise(call.activation):
+        return found, None
+    is_flat_at = is_flat(call.activation, sample(call.before_activation, axis))
+    found["flat_fraction"] = _fraction(is_flat_at)
+    return found, tf.reduce_any(~is_flat_at, axis=0)
+
+
+def _fraction(mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.cast(mask, tf.float32))
 
 
 def units_axis(layer: Any) -> int:
