@@ -9,21 +9,10 @@ import keras
 
 from tfdeep._core._arguments import flag, is_whole_number, number
 from tfdeep._core._explain import explain
+from tfdeep._keras import _layer_facts
 from tfdeep.errors import InvalidArgumentError
 
 __all__ = ["dnn"]
-
-# Which variance scaling keeps the variance of signals through a layer of each
-# activation: He et al. 2015 for units that cut off one side, Klambauer et al. 2017
-# for SELU, Glorot and Bengio 2010 for units that are linear near zero.
-_HE = ("relu", "relu6", "leaky_relu", "elu", "celu", "gelu", "silu", "swish", "mish")
-_LECUN = ("selu",)
-_GLOROT = ("linear", "tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
-_INITIALIZERS = {
-    **dict.fromkeys(_HE, "he_normal"),
-    **dict.fromkeys(_LECUN, "lecun_normal"),
-    **dict.fromkeys(_GLOROT, "glorot_normal"),
-}
 
 
 def dnn(
@@ -88,7 +77,7 @@ def dnn(
     )
     if kernel_initializer == "auto":
         kernel_initializer = _fitting_initializer(activation)
-    is_selu = _activation_name(activation) == "selu"
+    is_selu = keras.activations.get(activation) is keras.activations.selu
     dropout = keras.layers.AlphaDropout if is_selu else keras.layers.Dropout
 
     inputs = keras.Input(tuple(input_shape), name="inputs")
@@ -159,25 +148,21 @@ def _checked_units(hidden_units: Sequence[int], num_outputs: int) -> list[int]:
     )
 
 
-def _activation_name(activation: Any) -> str:
-    function = keras.activations.get(activation)
-    name = getattr(function, "__name__", None) or type(function).__name__
-    # An activation may also be a layer: LeakyReLU, ELU, ReLU.
-    return {"LeakyReLU": "leaky_relu"}.get(name, name.lower())
-
-
 def _fitting_initializer(activation: Any) -> str:
-    name = _activation_name(activation)
-    if name not in _INITIALIZERS:
+    function = keras.activations.get(activation)
+    name = _layer_facts.activation_name(function) or "linear"
+    initializer = _layer_facts.activation(name).initializer
+    if not initializer:
+        known = [n for n, a in _layer_facts.ACTIVATIONS.items() if a.initializer]
         raise InvalidArgumentError(
             explain(
                 "`kernel_initializer='auto'` knows no initializer for this activation.",
                 received=f"activation={activation!r}",
-                expected=f"one of {', '.join(sorted(_INITIALIZERS))}",
+                expected=f"one of {', '.join(sorted(known))}",
                 fix="choose one yourself, for example `kernel_initializer='he_normal'`",
             )
         )
-    return _INITIALIZERS[name]
+    return initializer
 
 
 def _another(initializer: Any) -> Any:

@@ -7,11 +7,11 @@ It looks at a sample: some examples of the batch, some places of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tfdeep._keras import _layer_facts
 from tfdeep._keras._layer_calls import LayerCall
 
 # A unit with a smaller slope passes on almost no gradient (sigmoid: |z| > 4.6, tanh:
@@ -21,9 +21,6 @@ FLAT = 0.01
 _SAMPLE = 65_536  # entries of a layer's output
 _MOST_EXAMPLES = 128
 _RANK_ROWS = 64
-
-# Activation functions that mix the units; a slope by unit does not exist.
-_MIXING = {"softmax", "log_softmax", "glu", "sparsemax", "linear"}
 
 
 def measure(call: LayerCall) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
@@ -42,11 +39,16 @@ def measure(call: LayerCall) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
         "effective_rank": effective_rank(places),
         "nonfinite_output": _fraction(~tf.math.is_finite(places)),
     }
-    if call.before_activation is None or not is_element_wise(call.activation):
+    if call.before_activation is None or not _has_slopes(call.activation):
         return found, None
     is_flat_at = is_flat(call.activation, sample(call.before_activation, axis))
     found["flat_fraction"] = _fraction(is_flat_at)
     return found, tf.reduce_any(~is_flat_at, axis=0)
+
+
+def _has_slopes(activation: Any) -> bool:
+    name = _layer_facts.activation_name(activation)
+    return name is not None and _layer_facts.activation(name).has_slopes
 
 
 def _fraction(mask: tf.Tensor) -> tf.Tensor:
@@ -85,19 +87,6 @@ def is_flat(activation: Any, before: tf.Tensor) -> tf.Tensor:
         tape.watch(before)
         after = activation(before)
     return tf.abs(tape.gradient(after, before)) < FLAT
-
-
-def is_element_wise(activation: Callable[[Any], Any] | None) -> bool:
-    """Whether each output of an activation depends on one input only."""
-    if activation is None:
-        return False
-    name = getattr(activation, "__name__", "") or type(activation).__name__
-    return is_element_wise_name(name.lower())
-
-
-def is_element_wise_name(name: str) -> bool:
-    """The same by the name of the function."""
-    return name not in _MIXING
 
 
 def moments(places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

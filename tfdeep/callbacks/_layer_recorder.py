@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._keras import _architecture, _layer_outputs
+from tfdeep._keras import _layer_facts, _layer_outputs
 from tfdeep._keras._layer_calls import LayerCall, LayerCalls
 from tfdeep._quantities import OF_LAYERS
 from tfdeep.callbacks import _schedule
@@ -123,8 +123,8 @@ class LayerRecorder:
 
 def _count_units(layer: Any) -> int:
     """How many units can be told apart as active or not; 0 if none can."""
-    name = _architecture.activation_name(layer)
-    if name is None or not _layer_outputs.is_element_wise_name(name):
+    name = _layer_facts.activation_name(layer)
+    if name is None or not _layer_facts.activation(name).has_slopes:
         return 0
     try:
         shape = layer.output.shape

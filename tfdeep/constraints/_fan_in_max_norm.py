@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdeep._core._arguments import is_whole_number, number
 from tfdeep._core._explain import explain
-from tfdeep._keras import _internals, _layouts, _living
+from tfdeep._keras import _internals, _layer_facts, _living
 from tfdeep.errors import InvalidArgumentError
 
 # By the `id` of each variable that was alive when one was last not found here. To look
@@ -115,4 +115,4 @@ def _axes_of(w: Any) -> tuple[int, ...]:
 
 
 def _with_axes(variable: Any, layer: Any) -> tuple[Any, tuple[int, ...]]:
-    return weakref.ref(variable), _layouts.unit_axes(variable, layer)
+    return weakref.ref(variable), _layer_facts.unit_axes(variable, layer)

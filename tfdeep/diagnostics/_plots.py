@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain
+from tfdeep._keras import _layer_facts
 from tfdeep._quantities import BY_NAME, update_ratio
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._monitor_report import History
@@ -386,7 +387,7 @@ def _unit_lines(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
     lines = []
     for i, layer in enumerate(recording.layers):
         lines.append((layer.path, "-", _dead(recording, i)))
-        if layer.activation in _measures.BOUNDED:
+        if _layer_facts.activation(layer.activation).saturates:
             flat = _layer_column(recording, "flat_fraction", i)
             lines.append((layer.path, "--", flat))
     return lines
@@ -399,7 +400,8 @@ def _dead(recording: Recording, i: int) -> np.ndarray:
     activation = layer.activation
     if own not in recording:  # then that of a layer of its own is not seen
         activation = _measures.activation_of(recording, layer)
-    if activation not in (*_measures.ONE_SIDED, *_measures.BOUNDED):
+    facts = _layer_facts.activation(activation)
+    if not (facts.can_die or facts.saturates):
         return np.full(len(recording.measured_steps), np.nan)
     dead = _layer_column(recording, own, i)
     column = recording.column(layer.bias)

@@ -13,11 +13,13 @@ import tensorflow as tf
 
 from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
+from tfdeep._keras._layer_facts import activation_name
 from tfdeep.errors import InvalidArgumentError
 
 CONVENTIONS = ("second_moment", "variance", "table", "lisa")
 
-_RECTIFIERS = ("relu", "relu6", "leakyrelu", "prelu", "rrelu", "elu")
+# The variants of ReLU that the tables mean.
+_RECTIFIERS = ("relu", "relu6", "leaky_relu", "elu")
 _TABLE = {"linear": 1.0, "sigmoid": 1.0, "tanh": 4.0} | dict.fromkeys(
     _RECTIFIERS, math.sqrt(2)
 )
@@ -121,11 +123,8 @@ def _gain(function: Callable[[Any], Any], given: Any, convention: str) -> float:
 
 
 def _looked_up(table: dict[str, float], function: Any, given: Any) -> float:
-    name = getattr(function, "__name__", type(function).__name__)
-    if isinstance(function, keras.layers.Activation):
-        name = getattr(function.activation, "__name__", "")
     try:
-        return table[name.lower().replace("_", "")]
+        return table[activation_name(function) or "linear"]
     except KeyError:
         raise InvalidArgumentError(
             explain(

@@ -19,6 +19,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._layer_calls import replace
+from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import DataError, ModelError
 from tfdeep.initializers._orthogonal import Orthogonal
 from tfdeep.initializers._owner import drawing_for
@@ -268,9 +269,9 @@ class _Sweep:
                 replace(stack, kernel.layer, "call", around)
                 if getattr(kernel.layer, "activation", None) is not None:
                     replace(stack, kernel.layer, "activation", self._seen)
-            for layer in _all_layers(model):
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    replace(stack, layer, "call", _as_in_training)
+            norms = layers_of_kind(model, keras.layers.BatchNormalization)
+            for norm in norms.values():
+                replace(stack, norm, "call", _as_in_training)
             model(batch, training=False)
         if self.failure is not None:
             raise self.failure
@@ -354,16 +355,6 @@ def _cannot(path: str, variance: float) -> ModelError:
             "nothing was changed",
         )
     )
-
-
-def _all_layers(model: Any) -> list[Any]:
-    found, waiting = {id(model): model}, [model]
-    while waiting:
-        for inner in _internals.sublayers(waiting.pop()):
-            if id(inner) not in found:
-                found[id(inner)] = inner
-                waiting.append(inner)
-    return list(found.values())
 
 
 def _as_in_training(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,9 @@ from keras import ops
 
 from tfdeep._core._arguments import number
 from tfdeep._core._explain import a_type, explain
+from tfdeep._keras._layer_facts import KernelAxes
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.initializers._layout import Layout, layout_of
+from tfdeep.initializers._axes import axes_of
 from tfdeep.initializers._owner import Owner
 from tfdeep.initializers._random import RandomInitializer
 
@@ -80,17 +81,17 @@ class Orthogonal(_GainedInitializer):
     """
 
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
-        layout = layout_of(shape, owner, self.input_axes, self.output_axes)
-        ins, apart = layout.window + layout.inputs, layout.apart
+        axes = axes_of(shape, owner, self.input_axes, self.output_axes)
+        ins, separate = axes.window + axes.inputs, axes.separate
         if not ins:  # an embedding: its rows are drawn as one matrix
-            ins, apart = apart, ()
-        order = (*apart, *ins, *layout.outputs)
-        maps = math.prod(shape[i] for i in apart)
+            ins, separate = separate, ()
+        order = (*separate, *ins, *axes.outputs)
+        maps = math.prod(shape[i] for i in separate)
         rows = math.prod(shape[i] for i in ins)
-        columns = math.prod(shape[i] for i in layout.outputs) // layout.groups
-        values = _orthogonal(maps * layout.groups, rows, columns, dtype, seed)
+        columns = math.prod(shape[i] for i in axes.outputs) // axes.groups
+        values = _orthogonal(maps * axes.groups, rows, columns, dtype, seed)
         # The outputs of the groups lie one after the other on the last axis.
-        values = ops.reshape(values, (maps, layout.groups, rows, columns))
+        values = ops.reshape(values, (maps, axes.groups, rows, columns))
         values = ops.transpose(values, (0, 2, 1, 3))
         values = ops.reshape(values, [shape[i] for i in order])
         return self.gain * ops.transpose(
@@ -137,10 +138,10 @@ class DeltaOrthogonal(_GainedInitializer):
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
         rank = len(shape)
         window = tuple(range(rank - 2))
-        plain = Layout(window, (rank - 2,), (rank - 1,))
+        plain = KernelAxes(window, (rank - 2,), (rank - 1,))
         # Called directly, the shape is taken for what this initializer is for.
-        layout = layout_of(shape, owner) if owner.path else plain
-        if rank not in (3, 4, 5) or layout != plain:
+        axes = axes_of(shape, owner) if owner.path else plain
+        if rank not in (3, 4, 5) or axes != plain:
             raise self._refusal(
                 "is for the kernels of plain convolutions.",
                 shape,

@@ -11,8 +11,8 @@ import keras
 from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
+from tfdeep.initializers._axes import axes_of
 from tfdeep.initializers._gain import gain
-from tfdeep.initializers._layout import layout_of
 from tfdeep.initializers._owner import Owner
 from tfdeep.initializers._random import RandomInitializer
 
@@ -97,8 +97,8 @@ class VarianceScaling(RandomInitializer):
         self.gain = gain(self.activation, convention)
 
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
-        layout = layout_of(shape, owner, self.input_axes, self.output_axes)
-        fan_in, fan_out = layout.fans(shape)
+        axes = axes_of(shape, owner, self.input_axes, self.output_axes)
+        fan_in, fan_out = axes.fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out}.get(
             self.mode, (fan_in + fan_out) / 2
         )

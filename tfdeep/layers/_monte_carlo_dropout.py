@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import a_type, explain
-from tfdeep._keras import _internals
+from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import ModelError
 
 
@@ -129,7 +129,7 @@ def mc_predict(
     batch_size = whole_number(
         batch_size, "batch_size", "mc_predict", above=0, example=32
     )
-    if not _is_stochastic(model):
+    if not layers_of_kind(model, (MCDropout, MCAlphaDropout)):
         raise ModelError(
             explain(
                 f"`mc_predict` would get the same from each call of '{model.name}'.",
@@ -161,12 +161,6 @@ def mc_predict(
     parts = [moments(batch) for batch in batches]
     mean, std = (np.concatenate(part) for part in zip(*parts, strict=True))
     return MCPrediction(mean, std)
-
-
-def _is_stochastic(layer: Any) -> bool:
-    if isinstance(layer, MCDropout | MCAlphaDropout):
-        return True
-    return any(map(_is_stochastic, _internals.sublayers(layer)))
 
 
 def _wide(outputs: Any) -> tf.Tensor:

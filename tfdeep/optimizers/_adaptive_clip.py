@@ -11,7 +11,7 @@ from tfdeep._core import _gradients, _paths
 from tfdeep._core._arguments import number
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._paths import Patterns
-from tfdeep._keras import _layouts, _living, _variables
+from tfdeep._keras import _layer_facts, _living, _variables
 from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
@@ -158,7 +158,7 @@ class AdaptiveClip(OptimizerWrapper):
     ) -> dict[int, tuple[int, ...] | None]:
         layers = _living.layers_of(variables)
         axes: dict[int, tuple[int, ...] | None] = {
-            id(v): _layouts.unit_axes(v, layers.get(id(v))) for v in variables
+            id(v): _layer_facts.unit_axes(v, layers.get(id(v))) for v in variables
         }
         if self.exclude is not None:
             paths = {v.path: v for v in variables}

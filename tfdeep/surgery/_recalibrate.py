@@ -19,8 +19,8 @@ from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _variables
 from tfdeep._keras._layer_calls import replace
+from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import DataError, ModelError
-from tfdeep.surgery._batch_norms import batch_norms
 
 _MOST_ROWS = 40
 # What can be iterated over and does not give batches, or gives one part a replica.
@@ -206,7 +206,7 @@ def recalibrate_batch_norm(
 
 def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any]:
     _variables.model_variables(model)  # which says so if there are none yet
-    layers = batch_norms(model)
+    layers = layers_of_kind(model, keras.layers.BatchNormalization)
     if not layers:
         raise ModelError(
             explain(

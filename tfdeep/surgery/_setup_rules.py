@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._keras import _architecture, _optimizers, _variables
-from tfdeep.surgery._setup import Setup, Step
+from tfdeep._keras import _architecture, _layer_facts, _optimizers, _variables
+from tfdeep._keras._walk import Call
+from tfdeep.surgery._setup import Setup
 
 Objection = tuple[list[str], str]  # paths of layers, what is wrong
 
@@ -23,8 +24,6 @@ _DEEP = 5
 _SIGMOIDS_IN_A_ROW = 4  # each passes on a quarter of the gradient at most
 _SMALL_BATCH = 16
 
-_RELUS = ("relu", "relu6", "leaky_relu", "elu", "celu", "gelu", "silu", "swish", "mish")
-_SYMMETRIC = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 _DROPOUTS = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -32,13 +31,9 @@ _DROPOUTS = (
     keras.layers.SpatialDropout3D,
 )
 _CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
+    *_layer_facts.CONVOLUTIONS,
+    *_layer_facts.SEPARABLE,
+    *_layer_facts.DEPTHWISE,
 )
 
 
@@ -52,19 +47,19 @@ class SetupRule:
     source: str
 
 
-def _is_batch_norm(step: Step) -> bool:
-    return isinstance(step.layer, keras.layers.BatchNormalization)
+def _is_batch_norm(call: Call) -> bool:
+    return isinstance(call.layer, keras.layers.BatchNormalization)
 
 
 def _bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if step.activation == "linear"
-        and getattr(step.layer, "use_bias", False)
-        and step.after
-        and step not in setup.outputs
-        and all(_is_batch_norm(after) and after.layer.center for after in step.after)
+        call.path
+        for call in setup.calls
+        if call.activation == "linear"
+        and getattr(call.layer, "use_bias", False)
+        and call.after
+        and call not in setup.outputs
+        and all(_is_batch_norm(after) and after.layer.center for after in call.after)
     ]
     if found:
         yield found, "the bias is taken out again by the batch normalization after it"
@@ -72,14 +67,14 @@ def _bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
 
 def _batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
     found = []
-    for step in filter(_is_batch_norm, setup.steps):
-        before = step.before[0] if len(step.before) == 1 else None
+    for call in filter(_is_batch_norm, setup.calls):
+        before = call.before[0] if len(call.before) == 1 else None
         if before is not None and before.activation not in (None, "linear"):
             layer = before.layer
             if not before.has_kernel and len(before.before) == 1:
                 layer = before.before[0].layer
             if isinstance(layer, _CONVOLUTIONS):
-                found.append(step.path)
+                found.append(call.path)
     if found:
         yield found, "normalizes after the activation of a convolution, not before it"
 
@@ -95,9 +90,9 @@ def _batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
         )
     ]
     found += [
-        step.path
-        for step in filter(_is_batch_norm, setup.steps)
-        if any(_gives_sequences(before.layer) for before in step.before)
+        call.path
+        for call in filter(_is_batch_norm, setup.calls)
+        if any(_gives_sequences(before.layer) for before in call.before)
     ]
     if found:
         yield found, "statistics over the steps of sequences, which differ by length"
@@ -128,11 +123,11 @@ def _small_batch(setup: Setup) -> Iterator[Objection]:
 
 def _selu_without_lecun(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if step.has_kernel
-        and step.next_activation() == "selu"
-        and _scaling(step.layer) not in (None, (1.0, "fan_in"))
+        call.path
+        for call in setup.calls
+        if call.has_kernel
+        and call.next_activation() == "selu"
+        and _scaling(call.layer) not in (None, (1.0, "fan_in"))
     ]
     if found:
         yield found, "SELU keeps mean 0 and variance 1 only from LeCun's initial scale"
@@ -140,12 +135,12 @@ def _selu_without_lecun(setup: Setup) -> Iterator[Objection]:
 
 def _selu_with_dropout(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if isinstance(step.layer, _DROPOUTS)
-        and step.layer.rate
-        and len(step.before) == 1
-        and step.before[0].activation == "selu"
+        call.path
+        for call in setup.calls
+        if isinstance(call.layer, _DROPOUTS)
+        and call.layer.rate
+        and len(call.before) == 1
+        and call.before[0].activation == "selu"
     ]
     if found:
         yield found, "dropout sets to zero, which moves the mean and variance of SELU"
@@ -153,15 +148,15 @@ def _selu_with_dropout(setup: Setup) -> Iterator[Objection]:
 
 def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = []
-    for step in setup.steps:
-        if not isinstance(step.layer, _DROPOUTS) or not step.layer.rate:
+    for call in setup.calls:
+        if not isinstance(call.layer, _DROPOUTS) or not call.layer.rate:
             continue
-        if getattr(step.layer, "noise_shape", None) is not None:
+        if getattr(call.layer, "noise_shape", None) is not None:
             continue  # whole branches are dropped: stochastic depth
-        after = step.after
+        after = call.after
         while len(after) == 1 and len(after[0].before) == 1:
             if _is_batch_norm(after[0]):
-                found.append(step.path)
+                found.append(call.path)
             if after[0].is_normalization:
                 break
             after = after[0].after
@@ -170,41 +165,44 @@ def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
 
 
 def _sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
-    def is_sigmoid(step: Step) -> bool:
-        return step not in setup.outputs and step.next_activation() == "sigmoid"
+    def is_sigmoid(call: Call) -> bool:
+        return call not in setup.outputs and call.next_activation() == "sigmoid"
 
     for run in setup.runs(is_sigmoid):
         if len(run) >= _SIGMOIDS_IN_A_ROW:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"{len(run)} sigmoid layers in a row: each passes on at most 1/4 of "
                 "the gradient",
             )
 
 
-def _initializer_mismatch(setup: Setup) -> Iterator[Objection]:
-    def has_too_little(step: Step) -> bool:
-        scale, mode = _scaling(step.layer) or (0.0, "")
-        is_glorot = (scale, mode) == (1.0, "fan_avg")
-        return is_glorot and step.next_activation() in _RELUS
+def _fitting(call: Call) -> str:
+    """The initializer that fits the activation behind a call."""
+    return _layer_facts.activation(call.next_activation() or "").initializer
 
-    def has_too_much(step: Step) -> bool:
-        return (
-            _scaling(step.layer) == (2.0, "fan_in")
-            and step.next_activation() in _SYMMETRIC
-        )
+
+def _initializer_mismatch(setup: Setup) -> Iterator[Objection]:
+    def has_too_little(call: Call) -> bool:
+        scale, mode = _scaling(call.layer) or (0.0, "")
+        is_glorot = (scale, mode) == (1.0, "fan_avg")
+        return is_glorot and _fitting(call) == "he_normal"
+
+    def has_too_much(call: Call) -> bool:
+        activation = _layer_facts.activation(call.next_activation() or "")
+        return _scaling(call.layer) == (2.0, "fan_in") and activation.saturates
 
     for run in setup.runs(has_too_little):
         if len(run) >= _DEEP:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"Glorot's scale with units that cut off one side, {len(run)} in a "
                 "row: the signal shrinks with each",
             )
     for run in setup.runs(has_too_much):
         if len(run) >= _DEEP:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"He's scale with saturating units, {len(run)} in a row",
             )
 
@@ -253,15 +251,15 @@ def _activation_and_loss(setup: Setup) -> Iterator[Objection]:
         losses = losses * len(setup.outputs)
     if len(losses) != len(setup.outputs):
         return
-    for step, loss in zip(setup.outputs, losses, strict=True):
+    for call, loss in zip(setup.outputs, losses, strict=True):
         takes_logits = _takes_logits(loss)
         if takes_logits is None:
             continue
-        ends_with = step.activation
+        ends_with = call.activation
         if takes_logits and ends_with in ("softmax", "sigmoid"):
-            yield [step.path], f"{ends_with} twice: the loss has from_logits=True"
+            yield [call.path], f"{ends_with} twice: the loss has from_logits=True"
         if not takes_logits and ends_with == "linear":
-            yield [step.path], "logits given to a loss with from_logits=False"
+            yield [call.path], "logits given to a loss with from_logits=False"
 
 
 def _takes_logits(loss: Any) -> bool | None:
@@ -280,7 +278,7 @@ def _softmax_of_one(setup: Setup) -> Iterator[Objection]:
         for path, layer in setup.layers.items()
         if isinstance(layer, keras.layers.Dense)
         and layer.units == 1
-        and _architecture.activation_name(layer) == "softmax"
+        and _layer_facts.activation_name(layer) == "softmax"
     ]
     if found:
         yield found, "softmax over one unit is always 1"

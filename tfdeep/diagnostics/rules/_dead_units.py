@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -40,7 +41,7 @@ class DeadUnits(Rule):
             return  # NaN is not larger than zero
         wholly_dead: set[str] = set()
         for i, layer in enumerate(recording.layers):
-            if self._activation(recording, layer) not in _measures.ONE_SIDED:
+            if not activation_facts(self._activation(recording, layer)).can_die:
                 continue
             dead = self._dead(recording, i)
             if dead is None or not len(dead) or not dead[-1] >= self._limit(layer):
@@ -120,7 +121,7 @@ def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:
     culprit, largest = blocking, 1.0
     for layer in reversed(recording.layers[: place + 1]):
         column = recording.column(layer.bias)
-        if column is None or layer.activation not in _measures.ONE_SIDED:
+        if column is None or not activation_facts(layer.activation).can_die:
             continue
         size = weights[column] / np.sqrt(max(layer.units, 1))
         if size > largest:

@@ -52,7 +52,7 @@ class InputScale(Rule):
         )
         if np.isnan(offset) or layer is None or layer.is_normalization:
             return
-        if layer.is_table:
+        if layer.is_embedding:
             return  # numbers of rows have no scale
         if _measures.is_normalized(recording, layer):
             return

@@ -14,10 +14,6 @@ from tfdeep.diagnostics._recording import Recording
 
 _T = TypeVar("_T")
 
-# Activations with two flat ends, and those with one.
-BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
-ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
-
 
 def memoized(measure: Callable[..., _T]) -> Callable[..., _T]:
     """Keeps what a function makes of a recording until steps are added to it."""
@@ -39,7 +35,7 @@ def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     found = []
     for layer in recording.layers:
         column = recording.column(layer.kernel)
-        if column is not None and not layer.is_normalization and not layer.is_table:
+        if column is not None and not layer.is_normalization and not layer.is_embedding:
             found.append((layer, column))
     return found
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._dead_units import DeadUnits
@@ -158,8 +159,10 @@ def _explained(recording: Recording) -> set[str]:
     if blocking is None or not _is_dead_somewhere(recording):
         return set()
     above = _measures.layer_above(recording, blocking)
-    bounded = _measures.activation_of(recording, blocking) in _measures.BOUNDED
-    if above is None or not (bounded or _measures.is_silent(recording, above.kernel)):
+    activation = activation_facts(_measures.activation_of(recording, blocking))
+    if above is None or not (
+        activation.saturates or _measures.is_silent(recording, above.kernel)
+    ):
         return set()
     paths = [layer.path for layer in recording.layers]
     return set(paths[: paths.index(blocking.path) + 1])

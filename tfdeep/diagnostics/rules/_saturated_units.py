@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -51,7 +52,7 @@ class SaturatedUnits(Rule):
         recent = _measures.measured_lately(recording)
         flat = recording["flat_fraction"]
         for i, layer in enumerate(recording.layers):
-            if layer.activation not in _measures.BOUNDED:
+            if not activation_facts(layer.activation).saturates:
                 continue
             if _measures.is_output(recording, layer):
                 continue
@@ -92,7 +93,8 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
     size = np.nan_to_num(size)
     for i, layer in enumerate(layers[:-1]):
         above = layers[i + 1]
-        if _measures.activation_of(recording, layer) not in _measures.BOUNDED:
+        activation = _measures.activation_of(recording, layer)
+        if not activation_facts(activation).saturates:
             continue
         if measured & ({layer.path} | {x.path for x in _activations(recording, layer)}):
             continue

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -42,7 +43,7 @@ class VanishingGradient(Rule):
             above = size[i + 1 :].max()
             if not 0 < size[i] < self.ratio * above:
                 continue
-            if layer.is_table or size[: i + 1].max() >= self.ratio * above:
+            if layer.is_embedding or size[: i + 1].max() >= self.ratio * above:
                 continue  # the gradient goes around it
             strongest = layers[i + 1 + int(size[i + 1 :].argmax())]
             yield Symptom(
@@ -72,7 +73,7 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str
             f"{layers[place + 1].path} (a small factor, a saturated function)"
         )
     activation = _measures.activation_of(recording, layers[i])
-    if activation in _measures.BOUNDED:
+    if activation_facts(activation).saturates:
         return (
             'activation="relu" with keras.initializers.HeNormal(); or '
             "keras.layers.BatchNormalization() before each activation; or skip "
