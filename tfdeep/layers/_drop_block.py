@@ -8,11 +8,12 @@ import keras
 from keras import ops
 
 from tfdeep._core._arguments import number, one_of, whole_number
+from tfdeep.layers._configured import ConfiguredLayer
 from tfdeep.layers._uniform import uniform
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class DropBlock2D(keras.layers.Layer):
+class DropBlock2D(ConfiguredLayer):
     """Drops squares of a feature map while training, each channel by itself.
 
     Use it in place of dropout behind convolutions: neighbours in a feature map say
@@ -55,6 +56,8 @@ class DropBlock2D(keras.layers.Layer):
         Ghiasi et al., 2018, https://arxiv.org/abs/1810.12890 (algorithm 1).
     """
 
+    arguments = ("rate", "block_size", "seed", "data_format")
+
     def __init__(
         self,
         rate: float,
@@ -79,7 +82,6 @@ class DropBlock2D(keras.layers.Layer):
             "DropBlock2D",
         )
         self.input_spec = keras.layers.InputSpec(ndim=4)
-        self.supports_masking = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not training or self.rate == 0:
@@ -113,15 +115,3 @@ class DropBlock2D(keras.layers.Layer):
             data_format="channels_last",
         )
         return 1 - dropped
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "block_size": self.block_size,
-            "seed": self.seed,
-            "data_format": self.data_format,
-        }

@@ -8,10 +8,11 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core._arguments import flag, number, one_of, whole_number
+from tfdeep.layers._configured import ConfiguredLayer
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class LocalResponseNormalization(keras.layers.Layer):
+class LocalResponseNormalization(ConfiguredLayer):
     """Divides each value by the strength of its neighbours in other channels.
 
     Use it to rebuild networks of the time of AlexNet; new ones train better with
@@ -57,6 +58,8 @@ class LocalResponseNormalization(keras.layers.Layer):
         Neural Networks" (section 3.3).
     """
 
+    arguments = ("depth_radius", "bias", "alpha", "beta", "alpha_over_n", "data_format")
+
     def __init__(
         self,
         depth_radius: int = 2,
@@ -83,7 +86,6 @@ class LocalResponseNormalization(keras.layers.Layer):
             name,
         )
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
-        self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
         n = 2 * self.depth_radius + 1
@@ -102,17 +104,3 @@ class LocalResponseNormalization(keras.layers.Layer):
         if self.data_format == "channels_first":
             y = tf.experimental.numpy.moveaxis(y, -1, 1)
         return tf.cast(tf.ensure_shape(y, inputs.shape), inputs.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "depth_radius": self.depth_radius,
-            "bias": self.bias,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "alpha_over_n": self.alpha_over_n,
-            "data_format": self.data_format,
-        }

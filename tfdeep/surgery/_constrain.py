@@ -12,12 +12,7 @@ from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.surgery._kernels import (
-    forget_compiled_steps,
-    layers_in_config,
-    select_kernels,
-    setting_of,
-)
+from tfdeep.surgery._kernels import give, select_kernels
 
 _MOST_ROWS = 40
 
@@ -114,26 +109,20 @@ def constrain(
     constraint = _constraint(constraint)
     kernels = select_kernels(model, include, exclude)
     values = [_constrained(constraint, kernel) for kernel in kernels]
-    in_config = layers_in_config(model)
+    before = [kernel.variable.constraint for kernel in kernels]
+    saved = give(model, kernels, "constraint", constraint)
     rows = []
-    for kernel, (old, new) in zip(kernels, values, strict=True):
-        before = kernel.variable.constraint
-        setting = setting_of(kernel, "constraint")
-        kernel.variable.constraint = constraint
+    for kernel, had, is_saved, (old, new) in zip(
+        kernels, before, saved, values, strict=True
+    ):
         kernel.variable.assign(new)
-        if setting is not None:
-            setattr(kernel.layer, setting, constraint)
-        rows.append(
-            ConstrainedKernel(
-                path=kernel.path,
-                before="" if before is None else type(before).__name__,
-                changed=int((old != new).sum()),
-                saved=setting is not None and id(kernel.layer) in in_config,
-            )
-        )
-    forget_compiled_steps(model)
-    name = "" if constraint is None else type(constraint).__name__
-    return ConstrainReport(model.name, name, tuple(rows))
+        changed = int((old != new).sum())
+        rows.append(ConstrainedKernel(kernel.path, _name(had), changed, is_saved))
+    return ConstrainReport(model.name, _name(constraint), tuple(rows))
+
+
+def _name(constraint: Any) -> str:
+    return "" if constraint is None else type(constraint).__name__
 
 
 def _constraint(constraint: Any) -> Any:

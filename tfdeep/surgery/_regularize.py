@@ -10,12 +10,7 @@ import keras
 from tfdeep._core._arguments import number
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep.surgery._kernels import (
-    forget_compiled_steps,
-    layers_in_config,
-    select_kernels,
-    setting_of,
-)
+from tfdeep.surgery._kernels import give, select_kernels
 
 _MOST_ROWS = 40
 
@@ -114,25 +109,23 @@ def regularize(
     """
     l1, l2 = _factor(l1, "l1"), _factor(l2, "l2")
     kernels = select_kernels(model, include, exclude)
-    in_config = layers_in_config(model)
-    rows = []
-    for kernel in kernels:
-        regularizer = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
-        before = _described(kernel.variable.regularizer)
-        setting = setting_of(kernel, "regularizer")
-        kernel.variable.regularizer = regularizer
-        if setting is not None:
-            setattr(kernel.layer, setting, regularizer)
-        rows.append(
+    regularizer = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
+    before = [_described(kernel.variable.regularizer) for kernel in kernels]
+    saved = give(model, kernels, "regularizer", regularizer)
+    return RegularizeReport(
+        model.name,
+        l1,
+        l2,
+        tuple(
             KernelPenalty(
                 path=kernel.path,
-                before=before,
+                before=had,
                 penalty=float(regularizer(kernel.variable)) if regularizer else 0.0,
-                saved=setting is not None and id(kernel.layer) in in_config,
+                saved=is_saved,
             )
-        )
-    forget_compiled_steps(model)
-    return RegularizeReport(model.name, l1, l2, tuple(rows))
+            for kernel, had, is_saved in zip(kernels, before, saved, strict=True)
+        ),
+    )
 
 
 def _factor(value: Any, argument: str) -> float:
