@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -86,6 +87,15 @@ def counted(count: int, one: str, many: str = "") -> str:
     ('1 step', '1,000 steps', '2 entries')
     """
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def short_number(value: float) -> str:
+    """A number to three digits for a table; a dash for NaN.
+
+    >>> short_number(0.00123456), short_number(float("nan"))
+    ('0.00123', '-')
+    """
+    return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def human_bytes(count: float) -> str:

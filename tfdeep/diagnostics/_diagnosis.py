@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._core._records import Record, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics._plots import figure_class
@@ -72,10 +72,10 @@ class Diagnosis(Record):
             (
                 layer.path,
                 layer.activation,
-                _number(layer.output_std),
-                _number(layer.gradient_std),
+                short_number(layer.output_std),
+                short_number(layer.gradient_std),
                 _percent(layer.saturated_fraction),
-                _number(layer.effective_rank),
+                short_number(layer.effective_rank),
             )
             for layer in self.layers
         ]
@@ -133,10 +133,6 @@ class Diagnosis(Record):
         axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
         return figure
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"
 
 
 def _percent(value: float) -> str:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfdeep._core._records import counted
+from tfdeep._core._records import counted, short_number
 from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
 from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbours
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
+from tfdeep.diagnostics.rules._measures import largest, median
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2329; --soft: #5b6670;
@@ -182,7 +183,7 @@ def _summary(run: Run) -> str:
     if "loss" in recording:
         loss = recording["loss"][:, 0]
         tenth = max(len(loss) // 10, 1)
-        start, end = _median(loss[:tenth]), _median(loss[-tenth:])
+        start, end = median(loss[:tenth]), median(loss[-tenth:])
         if math.isfinite(start) and math.isfinite(end):
             parts.append(f"loss {start:.4g} at the start, {end:.4g} at the end")
     return ", ".join(parts) + "."
@@ -343,7 +344,6 @@ def _table_row(recording: Recording, column: int) -> str:
     norm = recording["norm"][:, column]
     first = steps < max(recording.total_steps / 10, 1)
     last = steps >= min(recording.total_steps * 0.9, steps[-1])
-    largest = np.max(norm[np.isfinite(norm)], initial=-math.inf)
     clipped = math.nan
     known = ~np.isnan(norm)
     if "clipped_norm" in recording and known.any():
@@ -354,14 +354,14 @@ def _table_row(recording: Recording, column: int) -> str:
     ratio = math.nan
     ratios = update_ratio(recording)
     if ratios is not None:
-        ratio = _median(ratios[:, column])
+        ratio = median(ratios[:, column])
     broken = steps[np.isinf(norm)]
     cells = [
-        _number(_median(norm[first])),
-        _number(_median(norm[last])),
-        _number(float(largest)),
+        short_number(median(norm[first])),
+        short_number(median(norm[last])),
+        short_number(largest(norm)),
         "-" if math.isnan(clipped) else f"{clipped:.0%}",
-        _number(ratio),
+        short_number(ratio),
     ]
     since = f'<td class="bad">{broken[0]:,}</td>' if len(broken) else "<td>-</td>"
     return (
@@ -369,12 +369,3 @@ def _table_row(recording: Recording, column: int) -> str:
         + "".join(f"<td>{cell}</td>" for cell in cells)
         + f"{since}</tr>"
     )
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "-"

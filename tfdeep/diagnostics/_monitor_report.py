@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfdeep._core._records import Record, counted, render_table, shorten
+from tfdeep._core._records import Record, counted, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
+from tfdeep.diagnostics.rules._measures import median
 
 History = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -71,11 +72,11 @@ class MonitorReport(Record):
         rows = [
             (
                 v.path,
-                _number(v.norm_at_start),
-                _number(v.norm_at_end),
-                _number(v.largest_norm),
+                short_number(v.norm_at_start),
+                short_number(v.norm_at_end),
+                short_number(v.largest_norm),
                 f"{v.clipped_fraction:.0%}",
-                _number(v.update_ratio),
+                short_number(v.update_ratio),
             )
             for v in self.variables
         ]
@@ -141,11 +142,11 @@ def _summary(
     known = ~np.isnan(norm)
     return VariableSummary(
         path=path,
-        norm_at_start=_median(norm[:tenth]),
-        norm_at_end=_median(norm[-tenth:]),
+        norm_at_start=float(median(norm[:tenth])),
+        norm_at_end=float(median(norm[-tenth:])),
         largest_norm=float(np.max(norm[np.isfinite(norm)], initial=0.0)),
         clipped_fraction=float(shortened[known].mean()) if known.any() else 0.0,
-        update_ratio=_median(recorded.get("update_ratio", nothing)),
+        update_ratio=float(median(recorded.get("update_ratio", nothing))),
         nonfinite_steps=len(nonfinite),
         first_nonfinite_step=int(steps[nonfinite[0]]) if len(nonfinite) else None,
         steps_with_gradient=int(known.sum()),
@@ -174,12 +175,3 @@ def _remarks(summaries: tuple[VariableSummary, ...], rows: int) -> list[str]:
             f"that of {strongest.path}."
         )
     return remarks
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else float("nan")
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -253,13 +253,6 @@ def activation_of(recording: Recording, layer: LayerInfo) -> str:
         layer = behind[0]
         seen.add(layer.path)
     return layer.activation
-
-
-def names(layers: Sequence[LayerInfo]) -> str:
-    """Some layers in few words."""
-    if len(layers) < 4:
-        return ", ".join(layer.path for layer in layers)
-    return f"{layers[0].path} ... {layers[-1].path}"
 
 
 def times(factor: float) -> str:
