@@ -194,7 +194,7 @@ class TestBadInput:
     )
     def test_another_file(self, tmp_path, content):
         (tmp_path / FILE_NAME).write_bytes(content)
-        with pytest.raises(UnknownFormatError, match="not that of a monitored run"):
+        with pytest.raises(UnknownFormatError, match="not the file of a monitored run"):
             read_run(tmp_path)
 
     def test_another_version(self, tmp_path):
@@ -366,7 +366,7 @@ class TestExtend:
 
     @pytest.mark.parametrize("nothing", [{}, {"loss": np.empty((3, 0))}])
     def test_by_nothing(self, nothing):
-        with pytest.raises(InvalidArgumentError, match="cannot be extended by nothing"):
+        with pytest.raises(InvalidArgumentError, match="nothing to extend"):
             Recording(VARIABLES).extend(nothing)
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of, as plain values: its layers, their weights, their order."""
+"""Describes a model in plain values: its layers, their weights, their order."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class LayerInfo:
             bias has one value for all units (of an LSTM, two).
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
-        inputs: Paths of the listed layers right before it; empty if it stands first.
+        inputs: Paths of the listed layers right before it; empty for the first.
         makes_output: Whether its output is one of the model's, by the model's graph.
-        inputs_add_up: Whether the model's graph tells that nothing but sums, reshaping,
-            pooling and dropout stands between `inputs` and it. Without a graph
-            `inputs` is the layer before in the order of the model's attributes.
+        inputs_add_up: Whether, by the model's graph, only sums, reshaping, pooling and
+            dropout come between `inputs` and it. Without a graph `inputs` is the layer
+            before it in the order of the model's attributes.
         frozen_too_late: Whether it was frozen after the train step that Keras keeps
             was made, which goes on training it.
     """
@@ -67,7 +67,7 @@ class LayerInfo:
 
     @property
     def has_own_rule(self) -> bool:
-        """Whether it has weights of which Keras' names do not tell what they do."""
+        """Whether it has weights whose names do not show what they do."""
         name = (self.kernel or "kernel").rpartition("/")[2]
         return not self.has_known_weights or not name.endswith(("kernel", "embeddings"))
 
@@ -86,8 +86,8 @@ def layers_of(model: Any) -> dict[str, Any]:
     """The layers of a model that have weights of their own or are activations.
 
     Returns:
-        The layers by their path, from the input to the output as far as the model's
-        graph, or else the order of its attributes, tells.
+        The layers by their path, in the order of the model's graph, or else of its
+        attributes.
     """
     found = _walk.layers(model, is_closed=_is_recurrent)
     return {path: layer for path, layer in found.items() if _counts(layer)}
@@ -175,7 +175,7 @@ def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:
     """What the values of a weight say."""
     values = np.asarray(kernel.variable.numpy()).astype(np.float32)
     if values.shape != tuple(kernel.variable.shape):
-        return {}  # a model that builds itself in a traced step has no values yet
+        return {}  # a model that is built inside a traced step has no values yet
     name, rank = kernel.variable.name, values.ndim
     known = _layer_facts.kernel_axes(name, rank, kernel.layer)
     if known is not None and known.is_embedding:  # its rows are inputs, not units

@@ -74,7 +74,7 @@ def sample(tensor: Any, axis: int = -1) -> tf.Tensor:
     places = math.prod(inner) if inner.is_fully_defined() else 1
     examples = max(min(_SAMPLE // units, _MOST_EXAMPLES), 8)
     x = x[:examples]
-    # Neighbours in an image say the same twice; take every k-th of a row.
+    # Neighbors in an image say the same twice; take every k-th of a row.
     stride = max(math.ceil(places * examples * units / _SAMPLE), 1)
     if inner.rank:
         x = tf.reshape(x, [tf.shape(x)[0], -1, units])[:, ::stride]

@@ -23,8 +23,8 @@ class LayerRecorder:
     Args:
         layers: The layers by path, from the input to the output.
         capacity: How many steps the ring holds.
-        activations: Whether to look at the outputs of all layers; without, only at
-            the input of the first one that has weights.
+        activations: Whether to measure the outputs of all layers, or only the input of
+            the first one that has weights.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class LayerRecorder:
         # Which units are inactive takes several steps to know.
         self._quantities = [name for name in OF_LAYERS if name != "inactive_fraction"]
         self._outputs = Ring(capacity, self._quantities, len(self._paths), np.mean)
-        # Each replica knows its own examples; a unit that one of them saw is active.
+        # Each replica sees its own examples; a unit that is active on one of them is
+        # active.
         self._inactive = Ring(
             capacity, ("inactive_fraction",), len(self._paths), np.min
         )
@@ -49,11 +50,11 @@ class LayerRecorder:
         self._last_active = local_variable(tf.fill([sum(self._units)], np.int64(-1)))
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
-        """Looks on while the context is open."""
+        """Watches the layers while the context is open."""
         return self._calls.watching()
 
     def seen(self, step: tf.Tensor) -> Callable[[], tf.Tensor]:
-        """What to call, in the same step after its forward pass, to write its rows.
+        """Returns what writes the rows of a step, to be called after its forward pass.
 
         Args:
             step: The number of the step.
@@ -122,7 +123,7 @@ class LayerRecorder:
 
 
 def _count_units(layer: Any) -> int:
-    """How many units can be told apart as active or not; 0 if none can."""
+    """The number of units that can be active or inactive; 0 if unknown."""
     name = _layer_facts.activation_name(layer)
     if name is None or not _layer_facts.activation(name).has_slopes:
         return 0

@@ -52,7 +52,7 @@ class TensorBoardWriter:
         if importlib.util.find_spec("tensorboard") is None:
             raise MissingDependencyError(
                 explain(
-                    "TensorBoard scalars were asked for, but tensorboard is not "
+                    "TensorBoard scalars were requested, but tensorboard is not "
                     "installed.",
                     received=f"log_dir={os.fspath(log_dir)!r}",
                     expected="the package `tensorboard` to be installed",
@@ -199,7 +199,7 @@ class TensorBoardWriter:
     def write_heat_map(self, recording: Recording, findings: Sequence[Finding]) -> None:
         """Writes the gradient norms of the run by layer and step, as an image.
 
-        Without matplotlib, which draws it, there is none.
+        It needs matplotlib; without it, nothing is written.
         """
         if self._writer is None:
             return

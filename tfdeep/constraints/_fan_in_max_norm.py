@@ -23,7 +23,7 @@ _AXES: dict[int, tuple[Any, tuple[int, ...]]] = {}
 class FanInMaxNorm(keras.constraints.Constraint):
     """Bounds the norm of the weights that come into each unit.
 
-    Use it with dropout, or wherever weights must not grow without limit. After each
+    Use it with dropout, or wherever weights must stay bounded. After each
     step, for the incoming weights w of a unit:
 
         w  <-  w * min(1, c / ||w||)

@@ -36,21 +36,21 @@ def diagnose(
     loss: Any = None,
     rules: Sequence[Rule] | str | None = "default",
 ) -> Diagnosis:
-    """Says before training how a signal goes through a model, and a gradient back.
+    """Shows before training how a signal goes through a model, and a gradient back.
 
-    Use it on a new model, with a batch of the data it is to learn from. The batch is
-    sent through the model once, as in training, and the loss back. Nothing is changed:
-    no weight, no moving average, no metric, no optimizer. A model that is not built
-    gets its first weights, as when it is first called. Where the batch itself holds NaN
-    or infinite values that the model does not fill in, that alone is found.
+    Use it on a new model, with a batch of its training data. The batch goes through the
+    model once, as in training, and the gradient of the loss goes back. Nothing is
+    changed: no weight, moving average, metric or optimizer. A model that is not built
+    gets its first weights, as when it is first called. If the batch itself holds NaN or
+    infinite values that the model does not fill in, only that is reported.
 
     Args:
         model: A Keras model; it need not be compiled.
         x: A batch of inputs as `model` takes them, in arrays or tensors, or a
             `tf.data.Dataset`, of which the first batch is taken. At most 256 examples
             are used.
-        y: The labels of the batch. Without labels a random gradient is sent back from
-            the outputs, so that only ratios between layers mean anything.
+        y: The labels of the batch. Without labels a random gradient goes back from the
+            outputs, and only ratios between layers mean anything.
         loss: A Keras loss or its name; for a model of several outputs one for all of
             them, or a list or dict, as `compile` takes it. Defaults to the one the
             model was compiled with.
@@ -62,11 +62,11 @@ def diagnose(
         `plot()` draws it.
 
     Raises:
-        DataError: If `x` or `y` is no batch, the dataset is empty, or the model cannot
-            take the batch.
-        InvalidArgumentError: If labels are given and no loss is known, if the loss
-            cannot be computed of them, or if `rules` are none.
-        ModelError: If it is no Keras model, or has nothing to train.
+        DataError: If `x` or `y` is not a batch, the dataset is empty, or the model
+            cannot take the batch.
+        InvalidArgumentError: If labels are given and no loss is known, if the labels do
+            not fit the loss, or if `rules` is not a list of rules.
+        ModelError: If `model` is not a Keras model, or has nothing to train.
 
     Example:
 

@@ -55,7 +55,7 @@ class Diagnosis(Record):
         examples: Number of examples that were used.
         loss: Loss of the batch; None if there were no labels.
         layers: One entry a layer, from the input to the output.
-        findings: What the rules found, the gravest and earliest first.
+        findings: What the rules found, critical findings first.
     """
 
     model: str
@@ -89,7 +89,7 @@ class Diagnosis(Record):
 
     @property
     def _order(self) -> list[LayerInfo]:
-        """The layers in order, as far as telling neighbours asks for."""
+        """The layers in order, with what it takes to find neighbors."""
         return [
             LayerInfo(
                 layer.path,

@@ -1,4 +1,4 @@
-"""Writes a run as one page of HTML that stands for itself."""
+"""Writes a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from tfdeep._core._records import counted, short_number
 from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
-from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbours
+from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbors
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
 from tfdeep.diagnostics.rules._measures import largest, median
@@ -86,9 +86,9 @@ def write_html_report(
     output: str | os.PathLike[str] | None = None,
     run: int | None = None,
 ) -> pathlib.Path:
-    """Writes what a monitor recorded as a page to read: findings, figures, a table.
+    """Writes an HTML page of what a monitor recorded: findings, figures and a table.
 
-    The page is one file, without scripts, and loads nothing from elsewhere.
+    The page is one file without scripts, and loads nothing from the network.
 
     Args:
         log_dir: The `log_dir` of a `GradientMonitor`.
@@ -207,9 +207,9 @@ def _findings(run: Run) -> list[str]:
 def group_findings(
     findings: Sequence[Finding], recording: Recording
 ) -> list[list[Finding]]:
-    """Findings of the same kind at neighbouring layers.
+    """Findings of the same kind at neighboring layers.
 
-    The gravest come first, and of those what was seen first.
+    Critical findings come first, then those that were seen first.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
@@ -227,7 +227,7 @@ def group_findings(
             first.kind,
         )
 
-    runs = [run for g in groups.values() for run in neighbours(g, recording.layers)]
+    runs = [run for g in groups.values() for run in neighbors(g, recording.layers)]
     return sorted(runs, key=key)
 
 
@@ -292,7 +292,7 @@ def _figures(run: Run) -> list[str]:
 
 
 def _inline_svg(figure: object, name: str) -> str:
-    """A figure as SVG to stand in a page of HTML.
+    """A figure as SVG to embed in an HTML page.
 
     Args:
         figure: A `matplotlib.figure.Figure`.

@@ -1,4 +1,4 @@
-"""What a run's recorded gradients say, in one table."""
+"""A summary of the gradients that were recorded in a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MOST_ROWS = 60
 class VariableSummary:
     """The recorded gradients of one variable over a run.
 
-    The kept steps are those in the history. Of a long run these are not all, and more
-    of its first and last steps than of those between.
+    The kept steps are those in the history. A long run keeps only some of its steps,
+    most of them from its beginning and its end.
 
     Attributes:
         path: The variable's path in its model.
@@ -55,15 +55,15 @@ class MonitorReport(Record):
     Attributes:
         steps: Number of steps of the run.
         variables: One summary a variable, from the input to the output.
-        remarks: What stands out, in words.
-        findings: What the rules found, the gravest and earliest first.
+        remarks: What stands out, as text.
+        findings: What the rules found, critical findings first.
     """
 
     steps: int
     variables: tuple[VariableSummary, ...]
     remarks: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
-    # From the input to the output, to say where findings are side by side.
+    # From the input to the output, to print findings at neighbors as ranges.
     _layers: tuple[LayerInfo, ...] = dataclasses.field(
         default=(), repr=False, compare=False
     )
@@ -91,7 +91,7 @@ class MonitorReport(Record):
 
 
 def summarize(history: History, steps: np.ndarray | None = None) -> MonitorReport:
-    """Sums up recorded gradients, for a table of them or for rules of one's own.
+    """Sums up recorded gradients, for a table or for your own rules.
 
     Args:
         history: `GradientMonitor.history`: by variable, the arrays `norm`,

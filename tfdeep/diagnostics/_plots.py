@@ -33,7 +33,7 @@ _LONGEST_NAME = 30  # letters
 _USUAL_RATIOS = (1e-4, 1e-2)
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
-# One shape a kind, the same in every figure; a rule of one's own has the last.
+# One shape a kind, the same in every figure; your own rules share the last.
 _MARKERS = dict(zip(KINDS, "ovsD^P*X<>dphH", strict=True))
 _OWN_MARKER = (4, 1, 0)  # a star of four points
 
@@ -92,7 +92,7 @@ def plot_gradient_norms(
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """The median of each value and its neighbours, a fortieth of all on either side."""
+    """The median of each value and its neighbors, a fortieth of all on either side."""
     reach = max(len(values) // 40, 1)
     padded = np.pad(values.astype(float), reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
@@ -233,10 +233,10 @@ def draw_heat_map(axes: Any, recording: Recording, findings: Sequence[Finding]) 
     low, high = (
         (float(x) for x in np.percentile(finite, [1, 99])) if len(finite) else (-1, 1)
     )
-    if high - low < 1:  # noise is not to look like a landscape
+    if high - low < 1:  # do not blow up noise
         low, high = (low + high) / 2 - 0.5, (low + high) / 2 + 0.5
     table[is_broken] = np.inf
-    # Colours of their own for what is infinite and what is exactly zero.
+    # Separate colors for infinity and for exactly zero.
     table = np.where(np.isfinite(table), np.clip(table, low, high), table)
     colors = colormaps["viridis"].with_extremes(
         bad="#e6e6e6", under="black", over=_COLORS["critical"]
@@ -350,7 +350,7 @@ def draw_loss(axes: Any, recording: Recording, findings: Sequence[Finding]) -> N
     _finish(axes, recording, "Loss of each step", 0)
 
 
-# What they share.
+# Shared by the panels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,7 +441,7 @@ def _shades(count: int) -> Any:
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a figure; its end tells more than its beginning."""
+    """A name that fits beside a figure: its end, which says more than its beginning."""
     name = name.replace("$", r"\$")  # no formulas
     return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
 
@@ -453,7 +453,7 @@ def _label(rows: Sequence[_Row], row: _Row) -> str | None:
 def _edges(recording: Recording) -> np.ndarray:
     """The borders of the bins that a run's steps are drawn in."""
     steps = max(int(recording.steps[-1]) + 1, 1) if len(recording.steps) else 1
-    # A long run keeps some steps of many: bins are not to be narrower than the gaps.
+    # A long run keeps only some steps: bins must not be narrower than the gaps.
     gap = int(np.diff(recording.steps).max(initial=1))
     count = max(min(_BINS, steps // gap), 1)
     return np.linspace(0, steps, count + 1)
@@ -507,7 +507,7 @@ def _draw_line(
         return
     x, y = _envelope(steps, values)
     alpha = 0.12 if is_one_of_many else 0.35
-    # Below the thick lines all, so that in an SVG they become one picture.
+    # Below all thick lines, so that an SVG holds them as one picture.
     thin = {"linewidth": 0.5, "alpha": alpha, "zorder": 1.9, "rasterized": True}
     axes.plot(x, y, color=shade, **thin)
     if len(steps) > _BINS:

@@ -17,7 +17,7 @@ _MEMORY = 4_000_000  # bytes for each of the two tables
 
 
 class Recording:
-    """What was recorded of a run: of each step at first, ever more sparsely later on.
+    """What was recorded in a run: every step at first, fewer and fewer later.
 
     Quantities are arrays of shape (steps, columns). A column is a variable, a layer,
     or (of the loss and the first layer's input) the whole net.
@@ -77,7 +77,7 @@ class Recording:
         if not rows:
             raise InvalidArgumentError(
                 explain(
-                    "A recording cannot be extended by nothing.",
+                    "There is nothing to extend the recording by.",
                     received="rows without a quantity that has columns",
                     expected="by quantity, an array of shape (steps, columns)",
                     fix='give at least one, e.g. `{"loss": losses[:, np.newaxis]}`',

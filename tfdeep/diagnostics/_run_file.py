@@ -9,9 +9,8 @@ A run begins with a header, `{"run": 1, "tfdeep": ..., "variables": [...], "laye
 * what the optimizer wrappers did, `{"telemetry": [...]}`,
 * and at last the number of steps, `{"end": 1200}`.
 
-It is strict JSON: `null` stands for NaN, `"inf"` for infinity. Another fit appends
-another header. Each line is whole when it is written, so that a crash costs no more
-than the last one.
+It is strict JSON: `null` is NaN, `"inf"` infinity. Another fit appends another header.
+Lines are written whole, so that a crash damages the last one at most.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-_MOST_STEPS = 2**53  # no run is longer; up to here floats tell all steps apart
+_MOST_STEPS = 2**53  # no run is longer; floats represent all steps up to here
 
 
 def is_written(index: int, dense: int = DENSE_STEPS) -> bool:
@@ -216,10 +215,10 @@ class Run:
         recording: The rows that the file holds.
         findings: What the rules found, in the order in which they did.
         telemetry: What each optimizer wrapper did, as `Telemetry.to_dict` gives it;
-            and its `summary`, the same in words.
+            and its `summary`, the same as text.
         runs: How many runs the file holds.
         is_complete: Whether the fit came to its end.
-        notes: What is worth knowing about the file, in words.
+        notes: Remarks about the file, as text.
         tfdeep_version: The version of tfdeep that wrote it.
     """
 
@@ -270,8 +269,8 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     if not starts:
         raise UnknownFormatError(
             explain(
-                "The file is not that of a monitored run.",
-                received=f"{os.fspath(path)!r}, in which no run begins",
+                "This is not the file of a monitored run.",
+                received=f"{os.fspath(path)!r}, which contains no run",
                 expected=f"a file {FILE_NAME} that `GradientMonitor(log_dir)` wrote",
                 fix="give the `log_dir` of a monitor whose fit has begun",
             )
@@ -304,7 +303,7 @@ def _checked_run(run: Any, runs: int, path: pathlib.Path) -> int:
         return int(run)
     raise InvalidArgumentError(
         explain(
-            "There is no such run in the file.",
+            "The file has no such run.",
             received=f"run={run!r}; {os.fspath(path)!r} holds {counted(runs, 'run')}",
             expected="a whole number, 1 for the first run, or None for the last",
             fix="leave `run` out to read the last",
@@ -371,7 +370,7 @@ class _Reader:
                 if "step" in line:
                     step = _step(line.pop("step"))
                     if steps and step <= steps[-1]:
-                        raise ValueError(f"step {step} stands behind {steps[-1]}")
+                        raise ValueError(f"step {step} comes after step {steps[-1]}")
                     row = _row(recording, line)
                     if not rows and not row:
                         raise ValueError("the first step has no quantities")

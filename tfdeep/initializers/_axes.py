@@ -16,7 +16,7 @@ def axes_of(
     input_axes: Sequence[int] | None = None,
     output_axes: Sequence[int] | None = None,
 ) -> KernelAxes:
-    """The axes of a kernel of this shape: those given, or those that its layer tells.
+    """The axes of a kernel of this shape, as given, or else by its layer.
 
     Raises:
         InvalidArgumentError: If the shape could be read in more than one way.
@@ -29,7 +29,7 @@ def axes_of(
         return axes
     raise InvalidArgumentError(
         explain(
-            "The shape alone does not tell which axes are inputs and which outputs.",
+            "The shape does not determine which axes are inputs and which outputs.",
             received=f"shape={tuple(shape)} for "
             + (f"the variable `{owner.path}`" if owner.path else "no variable")
             + (f" of {a_type(layer)}" if layer is not None else ""),

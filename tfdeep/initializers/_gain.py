@@ -1,4 +1,4 @@
-"""How much an activation shrinks a signal, and by what its weights make up for it."""
+"""How much an activation shrinks a signal, and the gain of weights that undoes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LISA = _TABLE | {"sigmoid": 4.0, "tanh": 1.0}
 def gain(activation: Any, convention: str = "second_moment") -> float:
     """The factor on the standard deviation of the weights that feed an activation.
 
-    Use it to start a net with an activation that no named initializer knows: weights
+    Use it for an activation that has no named initializer: weights
     of variance `gain**2 / fan_in` then keep the scale of the signal from layer to
     layer.
 
@@ -43,9 +43,9 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
     The first is the one to use: a layer's next input is `f(z)`, and what its variance
     grows by is the second moment, not the variance. The second is for kernels of zero
     mean over their inputs (weight standardization). The two tables are for `fan_avg`.
-    They are handed down in text books and disagree about the factor of 4, which
-    belongs to the logistic function if it belongs anywhere: ten layers of tanh with
-    it saturate and their gradients explode.
+    They come from textbooks and disagree about the factor of 4, which belongs to the
+    logistic function if anywhere: ten layers of tanh with it saturate, and their
+    gradients explode.
 
     Unit variance is a fixed point. ELU, SELU and tanh return to it from nearby, ReLU
     keeps what it has, and GELU and SiLU drift away from it over tens of layers: those
@@ -57,7 +57,7 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
     Args:
         activation: Name of a Keras activation, a function, or an activation layer,
             whose parameters count: `keras.layers.LeakyReLU(negative_slope=0.1)`. It
-            must treat each entry by itself. None is linear.
+            must work element by element. None is linear.
         convention: "second_moment", "variance", "table" or "lisa".
 
     Returns:
@@ -151,7 +151,7 @@ def _moments(function: Callable[[Any], Any], given: Any) -> tuple[float, float]:
     ):
         raise InvalidArgumentError(
             explain(
-                "A gain is for activations that treat each entry by itself.",
+                "A gain exists only for activations that work element by element.",
                 received=f"activation={given!r}",
                 expected="a function whose outputs depend on one input each",
                 fix="give the layer before it an initializer without an activation",

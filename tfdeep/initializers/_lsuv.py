@@ -118,12 +118,12 @@ def lsuv(
     The variance is that of all entries, before the activation. The model is called
     once: each layer is scaled when it is reached, and what follows sees its new output.
     It does not make a net see its input: with the logistic function nearly all of the
-    variance soon lies between units. The report tells how much does not (`signal`).
+    variance soon lies between units. The report says how much does not (`signal`).
 
     Dense layers, `EinsumDense` (so also attention), convolutions of every kind and
     those inside other layers and models are scaled, by their last kernel if they have
     two. Left as they are, and named in the report: recurrent layers, layers inside
-    wrappers that make the kernel anew (spectral or weight normalization), embeddings,
+    wrappers that compute the kernel (spectral or weight normalization), embeddings,
     frozen kernels, and kernels that are all zero, as at the end of residual branches.
     Batch normalization computes as in training and keeps its moving averages; dropout
     is off. A shared layer is scaled in its first call.
@@ -143,7 +143,7 @@ def lsuv(
 
     Raises:
         SelectionError: If a pattern selects no kernel.
-        InvalidArgumentError: If the tolerance is no number > 0.
+        InvalidArgumentError: If the tolerance is not a number > 0.
         DataError: If the batch is a dataset.
         ModelError: If the model has no weights yet, hides what it computes in a
             `tf.function`, or a layer cannot be brought to unit variance. The weights

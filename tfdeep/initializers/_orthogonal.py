@@ -51,12 +51,12 @@ class Orthogonal(_GainedInitializer):
 
         W^T W = gain^2 I    or, with fewer rows than columns,    W W^T = gain^2 I
 
-    It is uniform among all such matrices (QR of a normal matrix, its signs mended).
-    Keras has this for one reading of the axes; here they are read as the layer uses
-    them: transposed convolutions, attention and `EinsumDense` are orthogonal as maps,
-    and so is each group and each channel of a grouped or depthwise convolution. The
-    decomposition is made in float32 or float64, and rounded to the dtype that is asked
-    for: bfloat16 works.
+    It is uniform among all such matrices (QR of a normal matrix, with the signs
+    corrected). Keras has this for one reading of the axes; here they are read as the
+    layer uses them: transposed convolutions, attention and `EinsumDense` are orthogonal
+    as maps, and so is each group and each channel of a grouped or depthwise
+    convolution. The decomposition is made in float32 or float64, and rounded to the
+    dtype that is asked for: bfloat16 works.
 
     Args:
         gain: Finite float: the factor. `tfdeep.initializers.gain("tanh")` for tanh.
@@ -66,7 +66,7 @@ class Orthogonal(_GainedInitializer):
 
     Raises:
         InvalidArgumentError: If an argument has no meaning; when it draws, if the
-            shape alone does not tell the matrix.
+            axes do not follow from the shape.
 
     Example:
 

@@ -22,7 +22,7 @@ class _Config(dict[str, Any]):
     """A config that knows the counts of the instance it describes.
 
     An attention layer copies its initializer for each of its kernels, by its config.
-    The copies go on counting where others are; a config from a file starts anew.
+    Copies continue the count of the original; a config from a file starts at zero.
     """
 
     counts: collections.Counter[str]
@@ -60,7 +60,7 @@ class RandomInitializer(keras.initializers.Initializer):
         if (input_axes is None) != (output_axes is None):
             raise InvalidArgumentError(
                 explain(
-                    "One half of the axes is missing.",
+                    "`input_axes` and `output_axes` must be given together.",
                     received=f"input_axes={input_axes!r}, output_axes={output_axes!r}",
                     expected="both or neither",
                     fix="for a plain 2-D convolution: input_axes=(0, 1, 2), "

@@ -44,7 +44,7 @@ class VarianceScaling(RandomInitializer):
     | embedding | (ids, units) | 1 | units |
 
     with w the places of the window. The layer is the one whose `add_weight` calls the
-    initializer. Where there is none and the shape is no matrix, give `input_axes` and
+    initializer. If there is none and the shape is not a matrix, give `input_axes` and
     `output_axes`. Strides and padding do not count.
 
     Args:
@@ -63,8 +63,8 @@ class VarianceScaling(RandomInitializer):
         output_axes: The axes of the kernel through which one input is seen.
 
     Raises:
-        InvalidArgumentError: If an argument has no meaning; when it draws, if the
-            shape alone does not tell the fans.
+        InvalidArgumentError: If an argument is not valid; when it draws, if the
+            fans do not follow from the shape.
 
     Example:
 

@@ -14,12 +14,12 @@ from tfdeep.layers._uniform import uniform
 
 @keras.saving.register_keras_serializable("tfdeep")
 class DropBlock2D(ConfiguredLayer):
-    """Drops squares of a feature map while training, each channel by itself.
+    """Drops squares of a feature map while training, in each channel separately.
 
-    Use it in place of dropout behind convolutions: neighbours in a feature map say
-    the same, so that dropping single places takes little away. Squares of b x b
-    places are dropped; their centers lie where the square fits into the map, each
-    with the probability
+    Use it instead of dropout after convolutions: neighbors in a feature map are alike,
+    so that dropping single places removes little information. Squares of b x b places
+    are dropped; their centers lie where the square fits into the map, each with the
+    probability
 
         gamma = rate / b^2 * (h w) / ((h - b + 1) (w - b + 1))
 

@@ -1,4 +1,4 @@
-"""The normalization of AlexNet, over neighbouring channels."""
+"""The normalization of AlexNet, over neighboring channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdeep.layers._configured import ConfiguredLayer
 
 @keras.saving.register_keras_serializable("tfdeep")
 class LocalResponseNormalization(ConfiguredLayer):
-    """Divides each value by the strength of its neighbours in other channels.
+    """Divides each value by the strength of its neighbors in other channels.
 
     Use it to rebuild networks of the time of AlexNet; new ones train better with
     `keras.layers.BatchNormalization` or `GroupNormalization`. With k = `bias` and
@@ -30,7 +30,7 @@ class LocalResponseNormalization(ConfiguredLayer):
     Args:
         depth_radius: Integer >= 0. How many channels to each side count.
         bias: Float > 0. The paper's k.
-        alpha: Float. The weight of a neighbour's square.
+        alpha: Float. The weight of a neighbor's square.
         beta: Float. The exponent.
         alpha_over_n: Whether to divide `alpha` by n = 2 r + 1, as Caffe and PyTorch
             do; the paper and TensorFlow do not.

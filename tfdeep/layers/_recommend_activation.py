@@ -1,4 +1,4 @@
-"""Which activation to take, and why."""
+"""Recommends an activation, with the reason."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def recommend_activation(
     6. Else: ReLU, which is fast and saturates on one side only.
 
     Args:
-        output: For an output layer, what it tells: `"binary"`, `"classes"` or
+        output: For an output layer, what it predicts: `"binary"`, `"classes"` or
             `"numbers"`. None for a hidden layer.
         overfitting: Whether the network overfits.
         large_dataset: Whether there are very many examples.
         dead_units: Whether many units put out 0 for every example;
-            `tfdeep.diagnose` tells.
+            `tfdeep.diagnose` shows it.
         light_network: Whether the network is to do without batch normalization.
 
     Returns:

@@ -17,9 +17,9 @@ from tfdeep.layers._uniform import coarse_uniform
 
 @keras.saving.register_keras_serializable("tfdeep")
 class RReLU(ConfiguredLayer):
-    """A leaky rectifier whose slope is drawn anew for each element while training.
+    """A leaky ReLU that draws a slope for each element while training.
 
-    Use it where a network with ReLU overfits or loses units for good: the noise in
+    Use it where a network with ReLU overfits or its units die: the noise in
     the slope regularizes, and no unit is ever without a gradient.
 
         y = x        for x >= 0

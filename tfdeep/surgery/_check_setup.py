@@ -1,4 +1,4 @@
-"""Looks a model over before it is trained."""
+"""Checks how a model is set up before it is trained."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SetupReport(Record):
 
 
 def check_setup(model: Any, batch_size: int | None = None) -> SetupReport:
-    """Looks for what is known not to go together in a model.
+    """Finds combinations in a model that are known not to work well together.
 
     Use it before a long training. It reads layers, initial weights, and, of a compiled
     model, loss and optimizer; it changes and computes nothing. Each rule names its

@@ -41,7 +41,7 @@ class ConstrainReport(Record):
 
     Attributes:
         model: Name of the model.
-        constraint: Name of the constraint; "" if constraints were taken away.
+        constraint: Name of the constraint; "" if constraints were removed.
         kernels: The kernels that were selected.
     """
 
@@ -92,8 +92,8 @@ def constrain(
         A `tfdeep.surgery.ConstrainReport`, which prints as a table.
 
     Raises:
-        InvalidArgumentError: If `constraint` is none, or gives other shapes or values
-            that are not finite.
+        InvalidArgumentError: If `constraint` is not one, or gives other shapes or
+            values that are not finite.
         SelectionError: If a pattern selects nothing.
         ModelError: If the model has no kernels, or no weights yet.
 

@@ -1,4 +1,4 @@
-"""The statistics of batch normalization, measured anew over a dataset."""
+"""Measures the statistics of batch normalization again, over a dataset."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def recalibrate_batch_norm(
         model: A built model of any kind.
         dataset: A `tf.data.Dataset`, or anything that can be read again from the
             start, of batches as for `fit`: inputs, `(inputs, labels)` or `(inputs,
-            labels, sample_weights)`. One that shuffles anew at each reading gives
+            labels, sample_weights)`. One that shuffles differently at each pass gives
             each layer other batches if `steps` ends it early.
         steps: Number of batches to read. None reads all.
         include: A pattern or a list of patterns; the layers to measure. None takes

@@ -1,7 +1,7 @@
-"""The rules of `check_setup`: what is known not to go together, with the source.
+"""The rules of `check_setup`: combinations known to be bad, with the source.
 
-A rule looks at a `Setup` and gives the paths of the layers it objects to, and what it
-found. It must not fire where it is not sure.
+A rule looks at a `Setup` and yields the paths of the layers it objects to, and the
+problem. It must stay silent where it is not sure.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CONVOLUTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class SetupRule:
-    """One thing that does not go together, and what to do about it."""
+    """One bad combination, and what to do about it."""
 
     name: str
     check: Callable[[Setup], Iterator[Objection]]

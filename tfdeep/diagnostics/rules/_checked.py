@@ -17,7 +17,7 @@ def checked(rules: Any, owner: str) -> tuple[Rule, ...]:
     if not is_list or not all(isinstance(rule, Rule) and rule.kind for rule in rules):
         raise InvalidArgumentError(
             explain(
-                f"`{owner}` cannot ask these rules.",
+                f"`{owner}` cannot apply these rules.",
                 received=f"rules={rules!r}",
                 expected='"default", None, or a list of rules, each with a `kind`',
                 fix="call the class and make a list: "

@@ -19,10 +19,10 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class DeadUnits(Rule):
     """Most units of a layer were not active at the last five measured steps.
 
-    Of ReLU and its kin. Without `GradientMonitor(activations=True)` a unit counts as
-    dead if its bias had no gradient in that time, as long as layers above have one.
-    Sparse activity is no illness: a unit that is active on one example in a hundred
-    is alive.
+    For ReLU and related activations. Without `GradientMonitor(activations=True)` a unit
+    counts as dead if its bias had no gradient in that time, as long as layers above
+    have one. Sparse activity is not a problem: a unit that is active on one example in
+    a hundred is alive.
 
     Args:
         fraction: Fraction of the units. Healthy nets of the gym stay below 0.3.
@@ -49,7 +49,7 @@ class DeadUnits(Rule):
             if dead[-1] > 0.99:
                 wholly_dead.add(layer.path)
             if layer.inputs and wholly_dead.issuperset(layer.inputs):
-                continue  # it has nothing to be active on
+                continue  # its inputs are all zero
             alive = np.flatnonzero(~(dead >= self._limit(layer)))
             first = int(alive[-1]) + 1 if len(alive) else 0
             step = int(recording.measured_steps[min(first, len(dead) - 1)])
@@ -90,7 +90,7 @@ class DeadUnits(Rule):
 
 
 def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
-    """Whether silent units are so by themselves, and not for lack of a gradient."""
+    """Whether silent units are dead, and do not merely lack a gradient from above."""
     if _measures.is_normalized(recording, layer):
         return False  # what a normalization takes away has no gradient either
     above = _measures.layer_above(recording, layer)
@@ -113,8 +113,8 @@ def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
 def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:
     """The layer that died first, of those whose output may be zero for it.
 
-    No gradient tells it, but the bias does: what lies behind a dead layer is dead with
-    a bias of zero as well.
+    The gradients do not show it, but the bias does: layers after a dead one are dead
+    even with a bias of zero.
     """
     weights = _measures.weight_norms(recording)
     place = recording.layers.index(blocking)

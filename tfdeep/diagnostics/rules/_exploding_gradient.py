@@ -16,7 +16,7 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 @dataclasses.dataclass(frozen=True)
 class ExplodingGradient(Rule):
-    """A gradient is far larger than its neighbours', its past, or the loss allows.
+    """A gradient is far larger than its neighbors, its past or the loss explain.
 
     Three comparisons, any of which suffices:
 
@@ -25,8 +25,8 @@ class ExplodingGradient(Rule):
       the weights changes the loss by far more than the loss is;
     * with its own past: the norm has grown, and the loss with it.
 
-    A gradient that clipping cuts to a tenth or less of what it was is left alone:
-    the remedy is in place.
+    A gradient that clipping cuts to a tenth or less is not reported: the remedy is in
+    place.
 
     Args:
         ratio: `s` of a layer over that of those behind it. Healthy nets of the gym
@@ -106,7 +106,7 @@ def _largest_behind(
 
 def _grown(loss: np.ndarray) -> bool:
     if np.isnan(loss).all():
-        return False  # a train step that does not tell its loss
+        return False  # the train step does not report its loss
     start = _measures.median(loss[:5])
     now = _measures.largest(loss[-10:])
     return bool(np.isnan(now) or now > 2 * start)

@@ -15,10 +15,10 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 @dataclasses.dataclass(frozen=True)
 class InputScale(Rule):
-    """What enters the first layer with weights is too large, too small or off-centre.
+    """The input of the first layer with weights is too large, too small or off-center.
 
-    A first layer that normalizes, or that is followed by a normalization, does not
-    mind; nor does a pretrained one, which has learned its scale.
+    Not reported for a first layer that normalizes or is followed by a normalization,
+    nor for a pretrained one, which has learned the scale.
 
     Args:
         magnitude: Root mean square of the inputs. Pixels of 0 to 255 have about 100,
@@ -63,7 +63,7 @@ class InputScale(Rule):
         if size > self.magnitude or (offset > self.offset * spread and offset > 1):
             evidence = f"it gets {found}"
         elif 0 < size * np.sqrt(max(layer.fan_in, 1)) < self.length:
-            evidence = f"it gets {found}, next to nothing"
+            evidence = f"it gets {found}, almost zero"
         else:
             return
         yield Symptom(

@@ -1,4 +1,4 @@
-"""What several rules read out of a recording."""
+"""Measures that several rules take of a recording."""
 
 from __future__ import annotations
 

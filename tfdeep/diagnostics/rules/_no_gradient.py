@@ -21,22 +21,22 @@ _STEPS_OF_ZERO, _MEASURED_STEPS_OF_ZERO = 30, 5
 # Evidence and remedy.
 _CUT_OFF = (
     "no gradient reaches it",
-    "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or rounding behind it, "
+    "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or rounding after it, "
     "or an output that the loss does not use",
 )
 _ZERO = (
     "its gradient is exactly zero",
-    "look for what makes its output useless behind it: dead units, a factor of zero, "
-    "values too small for float16 (keras.optimizers.LossScaleOptimizer)",
+    "look for what discards its output in the layers after it: dead units, a factor of "
+    "zero, values too small for float16 (keras.optimizers.LossScaleOptimizer)",
 )
 _ZERO_INPUT = (
     "its input is zero: its bias has a gradient, its kernel one of exactly zero",
-    "look at what stands before it: a mask, a factor of zero, a normalization over a "
+    "check what comes before it: a mask, a factor of zero, a normalization over a "
     "single value",
 )
 _ZERO_LOSS = (
     "the loss is exactly zero from the first step on",
-    "look at sample_weight, class_weight, loss_weights and masks: nothing counts",
+    "check sample_weight, class_weight, loss_weights and masks: no example counts",
 )
 
 
@@ -44,23 +44,21 @@ _ZERO_LOSS = (
 class NoGradient(Rule):
     """Every weight of a layer has no gradient, or one of exactly zero, at every step.
 
-    A single weight without a gradient is no illness: a bias in front of a
-    normalization has none by construction, nor has the bias of the keys of an
-    attention layer. A layer below one whose units are all dead is left to that
-    finding. A layer that changes all the same is trained elsewhere, as by a second
-    optimizer.
+    A single weight without a gradient is not a problem: the bias before a normalization
+    has none by construction, and neither has the bias of the keys of an attention
+    layer. A layer below one whose units are all dead is left to that finding. A layer
+    that changes nevertheless is trained elsewhere, for example by a second optimizer.
 
-    A kernel's gradient is the sum of input times error, a bias' that of the error. So
-    where only the kernel has none, the input is zero.
+    The gradient of a kernel is a sum of input times error, that of a bias a sum of
+    errors. So where only the kernel has none, the input is zero.
 
-    A layer that is frozen at the values of its initializer, with trained layers before
-    and behind it, is named too: who freezes on purpose freezes pretrained layers, from
-    the input on.
+    A layer that is frozen at the values of its initializer, between trained layers, is
+    reported too: layers are frozen on purpose from the input on, and pretrained.
 
     Args:
-        steps: How many steps no gradient must be there. One of exactly zero must last
-            for thirty, and for five measured ones: an expert, or the output of a rare
-            task, may go without.
+        steps: For how many steps there must be no gradient. A gradient of exactly zero
+            must last for thirty steps, five of them measured: an expert, or the output
+            of a rare task, may have none for a while.
     """
 
     kind: ClassVar[str] = "no_gradient"

@@ -17,7 +17,7 @@ from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 _USUAL_GAIN = 1.6  # He's initialization has 1.4
-_FADED = 1e-30  # a scale that cannot be told from zero
+_FADED = 1e-30  # a scale that is as good as zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class PoorInitialization(Rule):
 
     The scale of a layer's output is that of its input times `sqrt(fan_in) *
     rms(kernel)` times what its activation keeps. It is followed through the graph:
-    sums add squares, normalization starts anew at 1, and so does what stands behind a
-    product or a function of one's own, which may do anything to the scale. With
-    `GradientMonitor(activations=True)` the scale is the measured one of the first
-    step. Only nets that start from their initializers are looked at.
+    sums add squares, a normalization resets it to 1, and so does a product or a
+    function of your own, which may do anything to the scale. With
+    `GradientMonitor(activations=True)` the scale is the measured one of the first step.
+    Only nets that start from their initializers are examined.
 
     Args:
         grown: Scale of an output over that of the input.
@@ -205,7 +205,7 @@ def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
 def _remedy(activation: str, layer: LayerInfo, grows: bool) -> str:
     if grows and layer.inputs and layer.gain < _USUAL_GAIN:
         return (
-            "its own weights are of usual scale, what grows are the sums before it: "
+            "its own weights have the usual scale; the sums before it grow: "
             "keras.layers.BatchNormalization() in each block, or "
             "tfdeep.initializers.Fixup for the branches"
         )

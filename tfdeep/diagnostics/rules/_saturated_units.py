@@ -33,9 +33,8 @@ _LATER = (
 class SaturatedUnits(Rule):
     """Most outputs of a hidden layer lie where its activation has no slope left.
 
-    Seen with `GradientMonitor(activations=True)`; without, only where next to no
-    gradient comes through a layer. An output layer is meant to saturate and is left
-    out.
+    Seen with `GradientMonitor(activations=True)`; without, only where a layer passes on
+    almost no gradient. An output layer is meant to saturate and is left out.
 
     Args:
         fraction: Fraction of the outputs with a slope below 0.01. Healthy nets of the
@@ -74,11 +73,11 @@ class SaturatedUnits(Rule):
 
 
 def _silenced(recording: Recording) -> Iterable[Symptom]:
-    """The layers through which next to no gradient comes, seen by the gradient alone.
+    """The layers that pass on almost no gradient, seen by the gradient alone.
 
     From a layer to the one before, the gradient is multiplied by the kernel between
     them and by the slope of the activation. Where the kernel is of a usual scale and
-    the product is next to nothing, the slope is.
+    the product is almost zero, the slope is.
     """
     if recording.lasted < 10:
         return
@@ -104,12 +103,12 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
         if size[i + 1] < 1e-3 * size.max() or size[i] > 1e-5 * size[i + 1]:
             continue
         if is_cut_off[i] or _hears_through_bias(recording, layer, above):
-            continue  # another illness; in the latter case of what is before it
+            continue  # another problem, in the latter case of the layer before it
         yield Symptom(
             layer.path,
             "critical",
             _measures.since(recording),
-            "its outputs saturated: next to no gradient comes through it from "
+            "its outputs saturated: it passes on almost no gradient from "
             f"{above.path}, right behind it",
             _START if layer.recurrent_kernel is None else _RECURRENT,
         )

@@ -17,8 +17,8 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class Stalled(Rule):
     """After many steps the loss is within its own noise of where it began.
 
-    Only of a net that started from its initializers: one that was trained before may
-    have nothing left to learn.
+    Only for nets that start from their initializers: a pretrained net may have nothing
+    left to learn.
 
     Args:
         steps: How many steps it must last.

@@ -1,4 +1,4 @@
-"""What the rules about the size of updates share."""
+"""The relative size of updates, for the rules about it."""
 
 from __future__ import annotations
 

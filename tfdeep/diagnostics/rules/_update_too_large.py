@@ -18,7 +18,7 @@ from tfdeep.diagnostics.rules._update import relative_updates
 class UpdateTooLarge(Rule):
     """A step changes a weight by a large part of its size, and the loss does not fall.
 
-    Large steps that work are no illness, so both are asked for.
+    Large steps that work are not a problem, so both are required.
 
     Args:
         ratio: `||update|| / ||weight||` of one step. Healthy nets of the gym come to

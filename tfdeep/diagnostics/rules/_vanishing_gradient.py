@@ -19,9 +19,8 @@ class VanishingGradient(Rule):
     """All layers up to some place have a far smaller gradient than those above it.
 
     Layers are compared by `||gradient|| * ||weight||`, which does not depend on their
-    sizes. The comparison is with the layers above in the same step, never with a
-    constant: a net whose gradients are small everywhere, as late in training, is not
-    meant.
+    sizes, with the layers above them in the same step. There is no absolute threshold:
+    gradients that are small everywhere, as late in training, are not a problem.
 
     Args:
         ratio: Largest `s` of the layers below over largest `s` of those above, under
@@ -69,7 +68,7 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str
     place = int(drops.argmax())
     if drops[place] > 3 and drops[place] > 0.8 * drops.sum():
         return (
-            f"look at what stands between {layers[place].path} and "
+            f"check what lies between {layers[place].path} and "
             f"{layers[place + 1].path} (a small factor, a saturated function)"
         )
     activation = _measures.activation_of(recording, layers[i])
