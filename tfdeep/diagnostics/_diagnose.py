@@ -113,6 +113,7 @@ def diagnose(
         None if y is None else float(found.loss),
         tuple(_layer_diagnoses(recording)),
         tuple(in_order(list(once.values()), [layer.path for layer in layers])),
+        layers,
     )
 
 

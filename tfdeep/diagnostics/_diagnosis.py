@@ -63,6 +63,10 @@ class Diagnosis(Record):
     loss: float | None
     layers: tuple[LayerDiagnosis, ...]
     findings: tuple[Finding, ...]
+    # To print findings at neighbors as ranges.
+    _layers: tuple[LayerInfo, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         title = f"Diagnosis of {self.model} on {self.examples} examples"
@@ -85,19 +89,7 @@ class Diagnosis(Record):
             shorten(rows, _MOST_ROWS),
             align="llrrrr",
         )
-        return f"{table}\n{findings_table(self.findings, self._order)}"
-
-    @property
-    def _order(self) -> list[LayerInfo]:
-        """The layers in order, with what it takes to find neighbors."""
-        return [
-            LayerInfo(
-                layer.path,
-                layer.kind,
-                kernel=None if np.isnan(layer.kernel_norm) else layer.path,
-            )
-            for layer in self.layers
-        ]
+        return f"{table}\n{findings_table(self.findings, self._layers)}"
 
     def plot(self) -> Any:
         """Draws the standard deviation of signal and gradient by layer.

@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -457,21 +457,26 @@ def _finding(values: Mapping[str, Any]) -> Finding:
     )
 
 
+# By the type of a field of `LayerInfo`, what makes a value of it from JSON.
+_FROM_JSON: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "str | None": lambda value: None if value is None else str(value),
+    "int": int,
+    "float": lambda value: math.nan if value is None else float(value),
+    "bool": bool,
+    "tuple[str, ...]": lambda values: tuple(map(str, values)),
+}
+
+
 def _layer(values: Mapping[str, Any]) -> LayerInfo:
-    """A layer of the header; what another version of tfdeep wrote more is left out."""
-    names = {field.name for field in dataclasses.fields(LayerInfo)}
-    known = {name: value for name, value in values.items() if name in names}
-    for name in ("gain", "recurrent_gain"):
-        value = known.get(name)
-        known[name] = math.nan if value is None else float(value)
-    known["inputs"] = tuple(str(path) for path in known.get("inputs", ()))
-    for name in ("path", "kind", "activation"):
-        if name in known:
-            known[name] = str(known[name])
-    for name in ("kernel", "recurrent_kernel", "bias"):
-        if known.get(name) is not None:
-            known[name] = str(known[name])
-    return LayerInfo(**known)
+    """A layer of the header; fields of other versions of tfdeep are left out."""
+    return LayerInfo(
+        **{
+            field.name: _FROM_JSON[str(field.type)](values[field.name])
+            for field in dataclasses.fields(LayerInfo)
+            if field.name in values
+        }
+    )
 
 
 def _empty_recording(header: Mapping[str, Any]) -> Recording:

@@ -18,6 +18,7 @@ from tfdeep._keras._walk import Call
 from tfdeep.surgery._setup import Setup
 
 Objection = tuple[list[str], str]  # paths of layers, what is wrong
+_Check = Callable[[Setup], Iterator[Objection]]
 
 # Up to this depth either initialization trains, and shallow nets are left alone.
 _DEEP = 5
@@ -42,16 +43,33 @@ class SetupRule:
     """One bad combination, and what to do about it."""
 
     name: str
-    check: Callable[[Setup], Iterator[Objection]]
+    check: _Check
     remedy: str
     source: str
+
+
+RULES: list[SetupRule] = []
+
+
+def _rule(remedy: str, source: str) -> Callable[[_Check], _Check]:
+    """Makes a rule of a function, under the name of the function."""
+
+    def add(check: _Check) -> _Check:
+        RULES.append(SetupRule(check.__name__, check, remedy, source))
+        return check
+
+    return add
 
 
 def _is_batch_norm(call: Call) -> bool:
     return isinstance(call.layer, keras.layers.BatchNormalization)
 
 
-def _bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "use_bias=False: beta does its work",
+    "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
+)
+def bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = [
         call.path
         for call in setup.calls
@@ -65,7 +83,11 @@ def _bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
         yield found, "the bias is taken out again by the batch normalization after it"
 
 
-def _batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "convolution without activation, BatchNormalization, then Activation",
+    "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
+)
+def batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
     found = []
     for call in filter(_is_batch_norm, setup.calls):
         before = call.before[0] if len(call.before) == 1 else None
@@ -79,7 +101,11 @@ def _batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
         yield found, "normalizes after the activation of a convolution, not before it"
 
 
-def _batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "keras.layers.LayerNormalization",
+    "Ba et al. 2016, arXiv:1607.06450",
+)
+def batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
     found = [
         path
         for path, layer in setup.layers.items()
@@ -108,7 +134,12 @@ def _gives_sequences(layer: Any) -> bool:
     return isinstance(layer, kinds) and bool(layer.return_sequences)
 
 
-def _small_batch(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "larger batches, BatchNormalization(synchronized=True) on several replicas, or "
+    "keras.layers.GroupNormalization",
+    "Wu and He 2018, arXiv:1803.08494, figure 1",
+)
+def small_batch(setup: Setup) -> Iterator[Objection]:
     if setup.batch_size is None:
         return
     found: dict[int, list[str]] = {}
@@ -121,7 +152,11 @@ def _small_batch(setup: Setup) -> Iterator[Objection]:
             yield paths, f"statistics of {size} examples at a time are mostly noise"
 
 
-def _selu_without_lecun(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'kernel_initializer="lecun_normal"',
+    "Klambauer et al. 2017, arXiv:1706.02515",
+)
+def selu_without_lecun(setup: Setup) -> Iterator[Objection]:
     found = [
         call.path
         for call in setup.calls
@@ -133,7 +168,11 @@ def _selu_without_lecun(setup: Setup) -> Iterator[Objection]:
         yield found, "SELU keeps mean 0 and variance 1 only from LeCun's initial scale"
 
 
-def _selu_with_dropout(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "keras.layers.AlphaDropout",
+    "Klambauer et al. 2017, arXiv:1706.02515, section 3",
+)
+def selu_with_dropout(setup: Setup) -> Iterator[Objection]:
     found = [
         call.path
         for call in setup.calls
@@ -146,7 +185,11 @@ def _selu_with_dropout(setup: Setup) -> Iterator[Objection]:
         yield found, "dropout sets to zero, which moves the mean and variance of SELU"
 
 
-def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "dropout only after the last BatchNormalization",
+    "Li et al. 2018, arXiv:1801.05134",
+)
+def dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = []
     for call in setup.calls:
         if not isinstance(call.layer, _DROPOUTS) or not call.layer.rate:
@@ -164,7 +207,11 @@ def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
         yield found, "its noise is in the variance of training, not of inference"
 
 
-def _sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'activation="relu" with "he_normal", or BatchNormalization before each',
+    "Glorot and Bengio 2010, proceedings.mlr.press/v9/glorot10a.html",
+)
+def sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
     def is_sigmoid(call: Call) -> bool:
         return call not in setup.outputs and call.next_activation() == "sigmoid"
 
@@ -182,7 +229,11 @@ def _fitting(call: Call) -> str:
     return _layer_facts.activation(call.next_activation() or "").initializer
 
 
-def _initializer_mismatch(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    '"he_normal" for the ReLU family, "glorot_normal" for tanh and sigmoid',
+    "He et al. 2015, arXiv:1502.01852",
+)
+def initializer_mismatch(setup: Setup) -> Iterator[Objection]:
     def has_too_little(call: Call) -> bool:
         scale, mode = _scaling(call.layer) or (0.0, "")
         is_glorot = (scale, mode) == (1.0, "fan_avg")
@@ -217,7 +268,11 @@ def _scaling(layer: Any) -> tuple[float, str] | None:
     return float(initializer.scale), str(initializer.mode)
 
 
-def _same_initial_values(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'an initializer for each layer, for example by name: "he_normal"',
+    "Keras: an initializer with a seed gives the same values at each call",
+)
+def same_initial_values(setup: Setup) -> Iterator[Objection]:
     groups: dict[tuple[Any, ...], list[str]] = {}
     for v in _variables.model_variables(setup.model):
         if len(v.variable.shape) < 2 or "kernel" not in v.variable.name:
@@ -233,7 +288,11 @@ def _same_initial_values(setup: Setup) -> Iterator[Objection]:
             yield paths, f"the same {shape} numbers: one initializer for several layers"
 
 
-def _equal_units(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'random initial weights, such as "glorot_uniform"',
+    "Goodfellow et al. 2016, Deep Learning, section 8.4",
+)
+def equal_units(setup: Setup) -> Iterator[Objection]:
     found = [
         info.kernel
         for info in _architecture.describe(setup.model)
@@ -243,7 +302,11 @@ def _equal_units(setup: Setup) -> Iterator[Objection]:
         yield found, "all units start with the same weights and learn the same"
 
 
-def _activation_and_loss(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "a linear last layer with from_logits=True",
+    "Keras: keras.losses, argument from_logits",
+)
+def activation_and_loss(setup: Setup) -> Iterator[Objection]:
     if not getattr(setup.model, "compiled", False):
         return
     losses = keras.tree.flatten(getattr(setup.model, "loss", None))
@@ -272,7 +335,11 @@ def _takes_logits(loss: Any) -> bool | None:
     return None
 
 
-def _softmax_of_one(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'units=1 with activation="sigmoid", or units=2 with softmax',
+    "the definition of softmax",
+)
+def softmax_of_one(setup: Setup) -> Iterator[Objection]:
     found = [
         path
         for path, layer in setup.layers.items()
@@ -284,7 +351,11 @@ def _softmax_of_one(setup: Setup) -> Iterator[Objection]:
         yield found, "softmax over one unit is always 1"
 
 
-def _clipped_by_replica(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "tfdeep.optimizers.ClipByValue, ClipByNorm or ClipByGlobalNorm",
+    "docs/clipping.md",
+)
+def clipped_by_replica(setup: Setup) -> Iterator[Objection]:
     if setup.replicas < 2:
         return
     for outer in _optimizers.chain(getattr(setup.model, "optimizer", None)):
@@ -297,92 +368,3 @@ def _clipped_by_replica(setup: Setup) -> Iterator[Objection]:
                         f"{name}={value} clips each of {setup.replicas} replicas by "
                         "itself, before their gradients are summed",
                     )
-
-
-RULES = (
-    SetupRule(
-        "bias_before_batch_norm",
-        _bias_before_batch_norm,
-        "use_bias=False: beta does its work",
-        "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
-    ),
-    SetupRule(
-        "batch_norm_after_activation",
-        _batch_norm_after_activation,
-        "convolution without activation, BatchNormalization, then Activation",
-        "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
-    ),
-    SetupRule(
-        "batch_norm_in_recurrent_net",
-        _batch_norm_in_recurrent_net,
-        "keras.layers.LayerNormalization",
-        "Ba et al. 2016, arXiv:1607.06450",
-    ),
-    SetupRule(
-        "small_batch",
-        _small_batch,
-        "larger batches, BatchNormalization(synchronized=True) on several replicas, or "
-        "keras.layers.GroupNormalization",
-        "Wu and He 2018, arXiv:1803.08494, figure 1",
-    ),
-    SetupRule(
-        "selu_without_lecun",
-        _selu_without_lecun,
-        'kernel_initializer="lecun_normal"',
-        "Klambauer et al. 2017, arXiv:1706.02515",
-    ),
-    SetupRule(
-        "selu_with_dropout",
-        _selu_with_dropout,
-        "keras.layers.AlphaDropout",
-        "Klambauer et al. 2017, arXiv:1706.02515, section 3",
-    ),
-    SetupRule(
-        "dropout_before_batch_norm",
-        _dropout_before_batch_norm,
-        "dropout only after the last BatchNormalization",
-        "Li et al. 2018, arXiv:1801.05134",
-    ),
-    SetupRule(
-        "sigmoid_in_deep_net",
-        _sigmoid_in_deep_net,
-        'activation="relu" with "he_normal", or BatchNormalization before each',
-        "Glorot and Bengio 2010, proceedings.mlr.press/v9/glorot10a.html",
-    ),
-    SetupRule(
-        "initializer_mismatch",
-        _initializer_mismatch,
-        '"he_normal" for the ReLU family, "glorot_normal" for tanh and sigmoid',
-        "He et al. 2015, arXiv:1502.01852",
-    ),
-    SetupRule(
-        "same_initial_values",
-        _same_initial_values,
-        'an initializer for each layer, for example by name: "he_normal"',
-        "Keras: an initializer with a seed gives the same values at each call",
-    ),
-    SetupRule(
-        "equal_units",
-        _equal_units,
-        'random initial weights, such as "glorot_uniform"',
-        "Goodfellow et al. 2016, Deep Learning, section 8.4",
-    ),
-    SetupRule(
-        "activation_and_loss",
-        _activation_and_loss,
-        "a linear last layer with from_logits=True",
-        "Keras: keras.losses, argument from_logits",
-    ),
-    SetupRule(
-        "softmax_of_one",
-        _softmax_of_one,
-        'units=1 with activation="sigmoid", or units=2 with softmax',
-        "the definition of softmax",
-    ),
-    SetupRule(
-        "clipped_by_replica",
-        _clipped_by_replica,
-        "tfdeep.optimizers.ClipByValue, ClipByNorm or ClipByGlobalNorm",
-        "docs/clipping.md",
-    ),
-)

@@ -11,7 +11,6 @@ import numpy as np
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
-from tfdeep.diagnostics.rules._update import relative_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class UpdateTooLarge(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if recording.lasted < 10 or _measures.has_fallen(recording, self.to):
             return
-        ratio, steps, layers = relative_updates(recording)
+        ratio, steps, layers = _measures.relative_updates(recording)
         for i, layer in enumerate(layers):
             values = ratio[:, i]
             large = np.flatnonzero((values > self.ratio) & np.isfinite(values))

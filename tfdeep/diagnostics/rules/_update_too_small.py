@@ -11,7 +11,6 @@ import numpy as np
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
-from tfdeep.diagnostics.rules._update import relative_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class UpdateTooSmall(Rule):
     progress: float = 1e-5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        ratio, steps, layers = relative_updates(recording)
+        ratio, steps, layers = _measures.relative_updates(recording)
         if len(steps) < 2 or _measures.has_fallen(recording, 0.8):
             return
         at = np.searchsorted(recording.steps, steps)
