@@ -117,7 +117,7 @@ class TestSeveralRuns:
         assert run.findings == ()
         assert run.notes[1:] == (
             "The last line is cut short: the program ended while writing it.",
-            "The fit did not come to its end.",
+            "The fit did not finish.",
         )
 
     def test_one_of_which_only_half_a_header_was_written(self, tmp_path):

@@ -81,7 +81,7 @@ def shorten(rows: Sequence[Sequence[object]], limit: int) -> list[Sequence[objec
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number of things for people.
+    """A number of things as text.
 
     >>> counted(1, "step"), counted(1_000, "step"), counted(2, "entry", "entries")
     ('1 step', '1,000 steps', '2 entries')
@@ -99,7 +99,7 @@ def short_number(value: float) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """A number of bytes for people.
+    """A number of bytes as text.
 
     >>> human_bytes(1_536_000)
     '1.5 MB'

@@ -73,7 +73,7 @@ class LayerInfo:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether its kernel is a table of which an input picks rows."""
+        """Whether its kernel is a table, of which each input picks a row."""
         return self.kind.endswith("Embedding")
 
     @property
@@ -194,7 +194,7 @@ def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a tensor comes from: the last listed layers, and what is behind them."""
+    """Where a tensor comes from: the last listed layers, and what came after them."""
 
     layers: tuple[str, ...] = ()
     adds_up: bool = True

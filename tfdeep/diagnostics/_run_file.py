@@ -279,7 +279,7 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     start = starts[number - 1]
     if number < len(starts):
         lines = lines[: starts[number]]
-        # The run behind it has ended a line that was cut short.
+        # The next run has ended a line that was cut short.
         is_cut = len(lines) > start + 1 and not _is_json(lines[-1])
         if is_cut:
             lines.pop()
@@ -294,7 +294,7 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     if not found.is_complete:
         is_over = number < len(starts)
         still = "" if is_over else "is still running, or "
-        notes.append(f"The fit {still}did not come to its end.")
+        notes.append(f"The fit {still}did not finish.")
     return dataclasses.replace(found, runs=len(starts), notes=tuple(notes))
 
 

@@ -22,7 +22,7 @@ class Fixup(VarianceScaling):
         std = L**(-1 / (2 m - 2)) * gain(activation) / sqrt(n)
 
     for all layers of a branch but the last, and zeros for the last layer of each
-    branch and for the output layer, it changes by as much whatever the depth. The paper
+    branch and for the output layer, the change does not depend on the depth. The paper
     adds a scalar bias before each layer and a scalar factor to each branch.
 
     Args:

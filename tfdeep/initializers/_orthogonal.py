@@ -56,7 +56,7 @@ class Orthogonal(_GainedInitializer):
     layer uses them: transposed convolutions, attention and `EinsumDense` are orthogonal
     as maps, and so is each group and each channel of a grouped or depthwise
     convolution. The decomposition is made in float32 or float64, and rounded to the
-    dtype that is asked for: bfloat16 works.
+    requested dtype: bfloat16 works.
 
     Args:
         gain: Finite float: the factor. `tfdeep.initializers.gain("tanh")` for tanh.

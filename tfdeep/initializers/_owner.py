@@ -63,8 +63,8 @@ def current() -> Owner:
         elif variable is not None and issubclass(type(me), keras.layers.Layer):
             if frame.f_code.co_name == "add_weight":
                 return Owner(me, variable.name, variable.path)
-            # A variable that was made while only shapes were asked for gets its value
-            # later, when its layer is no longer among the callers; a model is.
+            # A variable that was made for its shape only gets its value later, when
+            # its layer is no longer on the stack; a model is.
             layer = _layer_inside(me, variable)
             if layer is not None:
                 return Owner(layer, variable.name, variable.path)

@@ -165,7 +165,7 @@ def _drawn_by(initializer: Any, v: ModelVariable) -> np.ndarray:
                 f"The initializer does not fit `{v.path}`.",
                 received=f"values of shape {value.shape}",
                 expected=f"shape {shape}",
-                fix="return values of the shape that is asked for; nothing was changed",
+                fix="return values of the requested shape; nothing was changed",
             )
         )
     return value

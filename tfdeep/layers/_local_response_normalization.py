@@ -15,7 +15,7 @@ from tfdeep.layers._configured import ConfiguredLayer
 class LocalResponseNormalization(ConfiguredLayer):
     """Divides each value by the strength of its neighbors in other channels.
 
-    Use it to rebuild networks of the time of AlexNet; new ones train better with
+    Use it to rebuild networks from the time of AlexNet; new ones train better with
     `keras.layers.BatchNormalization` or `GroupNormalization`. With k = `bias` and
     r = `depth_radius`:
 
@@ -24,7 +24,7 @@ class LocalResponseNormalization(ConfiguredLayer):
     over the 2 r + 1 channels around i, fewer at the edges. The paper's n is
     2 r + 1 = 5. Some texts count n + 1 points, which holds for even n. The defaults
     are the paper's; `tf.nn.local_response_normalization` has (5, 1, 1, 0.5). It is
-    computed in float32 whatever the dtype of the layer, for the squares of float16
+    computed in float32 whatever the dtype of the layer, because squares of float16
     overflow.
 
     Args:

@@ -17,7 +17,7 @@ from tfdeep.layers._configured import ConfiguredLayer
 class Maxout(ConfiguredLayer):
     """Keeps the largest feature of each group of features.
 
-    Use it behind a linear dense or convolution layer with k times as many features
+    Use it after a linear dense or convolution layer with k times as many features
     as wanted: the two together learn a convex, piecewise linear activation.
 
         h_i = max_j z_(i + j m),    i = 1 ... m,    j = 0 ... k - 1

@@ -293,7 +293,7 @@ def _graphs(model: Any) -> list[tuple[str, Any, list[Any]]]:
 
 
 def _readers(graph: Any, nodes: list[Any]) -> dict[int, list[Any]]:
-    """The nodes that read each tensor; None stands for the outputs of the graph."""
+    """The nodes that read each tensor; None means the outputs of the graph."""
     readers: dict[int, list[Any]] = collections.defaultdict(list)
     for node in nodes:
         for tensor in node.input_tensors:

@@ -225,7 +225,7 @@ def sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
 
 
 def _fitting(call: Call) -> str:
-    """The initializer that fits the activation behind a call."""
+    """The initializer that fits the activation after a call."""
     return _layer_facts.activation(call.next_activation() or "").initializer
 
 

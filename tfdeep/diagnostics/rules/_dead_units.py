@@ -69,7 +69,7 @@ class DeadUnits(Rule):
         return float(min(max(self.fraction, by_chance), 1.0))
 
     def _activation(self, recording: Recording, layer: LayerInfo) -> str:
-        """Its own activation; without recorded activations, also that behind it."""
+        """Its own activation; without recorded activations, also the one after it."""
         if "inactive_fraction" in recording:
             return layer.activation
         return _measures.activation_of(recording, layer)

@@ -170,9 +170,9 @@ def sensitivities(
 
         s = ||gradient|| * ||weight||
 
-    A factor on the weights of one layer of a homogeneous net does what the same
-    factor on another layer does, so `s` is the same for all layers of a net through
-    which the signal passes unhindered, whatever their sizes and scales.
+    In a homogeneous net a factor on the weights of one layer does the same as on those
+    of another, so `s` is the same for all layers, whatever their sizes and scales, as
+    long as the signal passes freely.
 
     Returns:
         The median of the last so many steps for each layer with a kernel, tables
@@ -241,7 +241,7 @@ def is_untouched(recording: Recording) -> bool:
 
 @memoized
 def reached(recording: Recording) -> dict[str, set[str]]:
-    """The layers behind each layer, through which its output reaches the loss."""
+    """The layers after each layer, through which its output reaches the loss."""
     behind: dict[str, set[str]] = {layer.path: set() for layer in recording.layers}
     for layer in reversed(recording.layers):
         for path in layer.inputs:
@@ -250,7 +250,7 @@ def reached(recording: Recording) -> dict[str, set[str]]:
 
 
 def followers(recording: Recording, path: str) -> list[LayerInfo]:
-    """The layers right behind a layer."""
+    """The layers right after a layer."""
     return [layer for layer in recording.layers if path in layer.inputs]
 
 
@@ -266,7 +266,7 @@ def is_output(recording: Recording, layer: LayerInfo) -> bool:
 
 
 def activation_of(recording: Recording, layer: LayerInfo) -> str:
-    """The activation that a layer's output goes through, in it or right behind it."""
+    """The activation that a layer's output goes through, in it or right after it."""
     seen = {layer.path}
     while layer.activation == "linear":
         behind = followers(recording, layer.path)
@@ -278,7 +278,7 @@ def activation_of(recording: Recording, layer: LayerInfo) -> str:
 
 
 def times(factor: float) -> str:
-    """A factor for people.
+    """A factor as text.
 
     >>> times(1234567.0), times(3.14159)
     ('1.2e+06 times', '3.1 times')

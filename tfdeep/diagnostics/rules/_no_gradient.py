@@ -174,7 +174,7 @@ def _vanished(recording: Recording, columns: list[int]) -> bool:
 
 
 def _frozen_at_random(recording: Recording) -> Iterable[Symptom]:
-    # Without a graph nobody knows what is behind: it may be a copy, updated as one.
+    # Without a graph it is unknown what comes after: it may be a copy of a trained one.
     if not any(layer.makes_output for layer in recording.layers):
         return
     kernels = [

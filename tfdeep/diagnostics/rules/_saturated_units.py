@@ -109,7 +109,7 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
             "critical",
             _measures.since(recording),
             "its outputs saturated: it passes on almost no gradient from "
-            f"{above.path}, right behind it",
+            f"{above.path}, right after it",
             _START if layer.recurrent_kernel is None else _RECURRENT,
         )
 
@@ -127,13 +127,13 @@ def _hears_through_bias(
 
 
 def _activations(recording: Recording, layer: LayerInfo) -> list[LayerInfo]:
-    """The activations that stand alone right behind a layer."""
+    """The separate activation layers right after a layer."""
     behind = _measures.followers(recording, layer.path)
     return [x for x in behind if x.kernel is None and not x.is_normalization]
 
 
 def _behind_activations(recording: Recording, layer: LayerInfo) -> set[str]:
-    """The layers right before one, seen through activations that stand alone."""
+    """The layers right before one, also through separate activation layers."""
     by_path = {other.path: other for other in recording.layers}
     found = set(layer.inputs)
     for path in layer.inputs:

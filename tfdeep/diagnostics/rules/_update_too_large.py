@@ -20,8 +20,8 @@ class UpdateTooLarge(Rule):
     Large steps that work are not a problem, so both are required.
 
     Args:
-        ratio: `||update|| / ||weight||` of one step. Healthy nets of the gym come to
-            0.02 at the median; the first step of one of them, 0.4.
+        ratio: `||update|| / ||weight||` of one step. Healthy nets of the gym have a
+            median of 0.02; the first step of one of them, 0.4.
         to: The loss must have fallen to this fraction of its start.
     """
 
