@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdeep._core._explain import explain
 from tfdeep._keras import _layer_facts
-from tfdeep._quantities import BY_NAME, update_ratio
+from tfdeep._quantities import BY_NAME, Quantity, update_ratio
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._monitor_report import History
 from tfdeep.diagnostics._recording import Recording
@@ -83,7 +83,6 @@ def plot_gradient_norms(
         axes.plot(x, _running_median(norm), color=shade, linewidth=1.5, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("kept step" if steps is None else "step")
-    axes.set_ylabel(BY_NAME["norm"].unit)
     axes.set_title(title)
     axes.grid(True, which="major", alpha=0.3)
     if len(shown) <= 20:
@@ -194,7 +193,7 @@ def draw_norms(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
         norm = np.where(norm > 0, norm, np.nan)
         label = _label(rows, row)
         _draw_line(axes, steps, norm, shade, label, len(rows) > _MOST_NAMES)
-    _finish_log(axes)
+    _finish_scale(axes, BY_NAME["norm"])
     if broken:
         axes.plot(
             sorted(set(broken)),
@@ -205,7 +204,6 @@ def draw_norms(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
             label="NaN or infinite",
             markersize=5,
         )
-    axes.set_ylabel(BY_NAME["norm"].unit)
     _finish(axes, recording, "Gradient norm of each layer", len(rows), bool(broken))
 
 
@@ -290,11 +288,10 @@ def draw_updates(axes: Any, recording: Recording, findings: Sequence[Finding]) -
         bbox={"color": "white", "alpha": 0.75, "pad": 1},
         zorder=5,
     )
-    _finish_log(axes)
+    _finish_scale(axes, BY_NAME["update_ratio"])
     # The usual range stays in sight.
     bottom, top = axes.get_ylim()
     axes.set_ylim(min(bottom, low / 2), max(top, high * 2))
-    axes.set_ylabel(BY_NAME["update_ratio"].unit)
     _finish(axes, recording, "Size of the updates", len(rows))
 
 
@@ -340,13 +337,13 @@ def draw_units(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
 
 def draw_loss(axes: Any, recording: Recording, findings: Sequence[Finding]) -> None:
     """The loss of each step's batch."""
+    _finish_scale(axes, BY_NAME["loss"])
     if "loss" in recording:
         loss = recording["loss"][:, 0]
         _draw_line(axes, recording.steps, loss, "#31688e", None)
         known = loss[np.isfinite(loss)]
         if len(known) and known.min() > 0 and known.max() > 100 * known.min():
             axes.set_yscale("log")
-    axes.set_ylabel(BY_NAME["loss"].unit)
     _finish(axes, recording, "Loss of each step", 0)
 
 
@@ -530,7 +527,11 @@ def _envelope(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     return steps[kept], values[kept]
 
 
-def _finish_log(axes: Any) -> None:
+def _finish_scale(axes: Any, quantity: Quantity) -> None:
+    """Names the axis of a quantity, and makes it logarithmic if it is to be."""
+    axes.set_ylabel(quantity.unit)
+    if not quantity.is_log:
+        return
     axes.set_yscale("log", nonpositive="mask")
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     values = np.concatenate([np.empty(0), *drawn])
