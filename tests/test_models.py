@@ -116,6 +116,18 @@ def test_sizes_that_cannot_be_built_are_refused(units, outputs):
         tfdeep.models.dnn((4,), units, outputs)
 
 
+def test_sizes_may_be_numpy_integers():
+    model = tfdeep.models.dnn((4,), np.array([5, 6]), np.int64(3))
+    assert model.output_shape == (None, 3)
+    assert model.get_layer("hidden2").units == 6
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, "0.5", None])
+def test_a_dropout_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(InvalidArgumentError, match="a finite number >= 0 and < 1"):
+        tfdeep.models.dnn((4,), [3], 2, dropout_rate=rate)
+
+
 def test_auto_says_when_it_knows_no_initializer():
     def own(x):
         return x

@@ -7,22 +7,12 @@ from typing import Any
 
 import keras
 
+from tfdeep._core._arguments import flag, is_whole_number, number
 from tfdeep._core._explain import explain
+from tfdeep._keras import _layer_facts
 from tfdeep.errors import InvalidArgumentError
 
 __all__ = ["dnn"]
-
-# Which variance scaling keeps the variance of signals through a layer of each
-# activation: He et al. 2015 for units that cut off one side, Klambauer et al. 2017
-# for SELU, Glorot and Bengio 2010 for units that are linear near zero.
-_HE = ("relu", "relu6", "leaky_relu", "elu", "celu", "gelu", "silu", "swish", "mish")
-_LECUN = ("selu",)
-_GLOROT = ("linear", "tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
-_INITIALIZERS = {
-    **dict.fromkeys(_HE, "he_normal"),
-    **dict.fromkeys(_LECUN, "lecun_normal"),
-    **dict.fromkeys(_GLOROT, "glorot_normal"),
-}
 
 
 def dnn(
@@ -64,8 +54,9 @@ def dnn(
 
     Raises:
         InvalidArgumentError: If `input_shape` or `hidden_units` is no sequence,
-            `hidden_units` is empty or holds anything but whole numbers > 0, or
-            "auto" knows no initializer for the activation.
+            `hidden_units` is empty or holds anything but whole numbers > 0,
+            `dropout_rate` is not in [0, 1), or "auto" knows no initializer for the
+            activation.
 
     Example:
 
@@ -79,10 +70,14 @@ def dnn(
         Glorot and Bengio, 2010, https://proceedings.mlr.press/v9/glorot10a.html.
     """
     _check_sequences(input_shape=input_shape, hidden_units=hidden_units)
-    _check_units(hidden_units, num_outputs)
+    *hidden_units, num_outputs = _checked_units(hidden_units, num_outputs)
+    batch_norm = flag(batch_norm, "batch_norm", "dnn")
+    dropout_rate = number(
+        dropout_rate, "dropout_rate", "dnn", at_least=0, below=1, example=0.1
+    )
     if kernel_initializer == "auto":
         kernel_initializer = _fitting_initializer(activation)
-    is_selu = _activation_name(activation) == "selu"
+    is_selu = keras.activations.get(activation) is keras.activations.selu
     dropout = keras.layers.AlphaDropout if is_selu else keras.layers.Dropout
 
     inputs = keras.Input(tuple(input_shape), name="inputs")
@@ -139,40 +134,35 @@ def _check_sequences(input_shape: Any, hidden_units: Any) -> None:
         )
 
 
-def _check_units(hidden_units: Sequence[int], num_outputs: int) -> None:
+def _checked_units(hidden_units: Sequence[int], num_outputs: int) -> list[int]:
     counts = [*hidden_units, num_outputs]
-    if len(counts) < 2 or any(
-        isinstance(n, bool) or n != int(n) or n < 1 for n in counts
-    ):
-        raise InvalidArgumentError(
-            explain(
-                "`dnn` cannot build a stack of these sizes.",
-                received=f"hidden_units={hidden_units!r}, num_outputs={num_outputs!r}",
-                expected="at least one hidden layer; whole numbers > 0, in units",
-                fix="for example `hidden_units=[100] * 5, num_outputs=10`",
-            )
+    if len(counts) > 1 and all(is_whole_number(n) and n > 0 for n in counts):
+        return list(map(int, counts))
+    raise InvalidArgumentError(
+        explain(
+            "`dnn` cannot build a stack of these sizes.",
+            received=f"hidden_units={hidden_units!r}, num_outputs={num_outputs!r}",
+            expected="at least one hidden layer; whole numbers > 0, in units",
+            fix="for example `hidden_units=[100] * 5, num_outputs=10`",
         )
-
-
-def _activation_name(activation: Any) -> str:
-    function = keras.activations.get(activation)
-    name = getattr(function, "__name__", None) or type(function).__name__
-    # An activation may also be a layer: LeakyReLU, ELU, ReLU.
-    return {"LeakyReLU": "leaky_relu"}.get(name, name.lower())
+    )
 
 
 def _fitting_initializer(activation: Any) -> str:
-    name = _activation_name(activation)
-    if name not in _INITIALIZERS:
+    function = keras.activations.get(activation)
+    name = _layer_facts.activation_name(function) or "linear"
+    initializer = _layer_facts.activation(name).initializer
+    if not initializer:
+        known = [n for n, a in _layer_facts.ACTIVATIONS.items() if a.initializer]
         raise InvalidArgumentError(
             explain(
                 "`kernel_initializer='auto'` knows no initializer for this activation.",
                 received=f"activation={activation!r}",
-                expected=f"one of {', '.join(sorted(_INITIALIZERS))}",
+                expected=f"one of {', '.join(sorted(known))}",
                 fix="choose one yourself, for example `kernel_initializer='he_normal'`",
             )
         )
-    return _INITIALIZERS[name]
+    return initializer
 
 
 def _another(initializer: Any) -> Any:

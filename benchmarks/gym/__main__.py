@@ -7,7 +7,7 @@
 It prints, for each net, what was found in its first 50 steps; then
 
 * recall: of how many sick nets the right kind was found at the right layer or an
-  immediate neighbour;
+  immediate neighbor;
 * false alarms: how many healthy nets had a finding;
 * the same for the published rules with their default thresholds;
 * of how many sick nets the remedy that the finding names makes the net train, where it
@@ -55,7 +55,7 @@ def find(case: Case, activations: bool, steps: int = STEPS, **changes):
 
 
 def right(case: Case, kind: str | None, layer: str, names: Sequence[str]) -> bool:
-    """Whether this is what ails a net, at the right layer or a neighbour of it."""
+    """Whether this is what ails a net, at the right layer or a neighbor of it."""
     if kind not in case.kinds:
         return False
     if not case.layers:

@@ -29,7 +29,7 @@ _NAMED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("the batch of that step", {"bad_gain": 1.0}),
     ("stop_gradient", {"stop_gradient": False}),
     (".trainable = True", {"trainable": True}),
-    ("look at what stands between", {"scale": 1.0}),
+    ("check what lies between", {"scale": 1.0}),
 )
 _FACTORS = (
     ("a tenth", 0.1),
@@ -56,7 +56,7 @@ def named_by(finding: Finding, settings: Mapping[str, Any]) -> Iterator[dict[str
     for words, factor in _FACTORS:
         if words in text and isinstance(rate, float):
             yield {"learning_rate": rate * factor}
-    # What stands between two semicolons belongs together; then all of it.
+    # What is between two semicolons belongs together; then all of it.
     for part in (*text.split(";"), text):
         together: dict[str, Any] = {}
         for words, change in _NAMED:

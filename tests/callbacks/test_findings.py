@@ -97,7 +97,7 @@ def test_raise(tmp_path):
     with pytest.raises(SickLayerError, match="hidden2 does not train: dead_units") as e:
         fit(model, monitor)
     assert e.value.finding == monitor.findings[0]
-    assert "To mend" in str(e.value)
+    assert "Fix:" in str(e.value)
     assert "apply" not in vars(optimizer)
     written = tfdeep.diagnostics.read_run(tmp_path).findings
     assert tuple(written) == monitor.findings

@@ -409,7 +409,7 @@ class TestRules:
         "rules", ["all", DeadUnits, DeadUnits(), [DeadUnits], ["dead_units"], 3]
     )
     def test_what_is_no_list_of_them(self, rules):
-        with pytest.raises(InvalidArgumentError, match="cannot ask these rules"):
+        with pytest.raises(InvalidArgumentError, match="cannot apply these rules"):
             tfdeep.diagnose(dnn(), *batch(), nets.LOSS, rules)
 
 

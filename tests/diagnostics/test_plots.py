@@ -112,7 +112,7 @@ def test_the_activation_behind_a_layer_counts():
     # What a normalization takes away has no gradient, and is not dead.
     norm = LayerInfo("norm", "BatchNormalization", inputs=("h0",))
     relu = dataclasses.replace(relu, inputs=("norm",))
-    run.layers, run.derived = (run.layers[0], norm, relu), {}
+    run.layers, run.memo = (run.layers[0], norm, relu), {}
     assert titles(run)[-1] == "Loss of each step"
 
 

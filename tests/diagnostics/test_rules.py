@@ -139,7 +139,7 @@ def test_a_gradient_that_goes_around_a_layer_does_not_vanish():
 
 def test_one_sudden_drop_is_told_from_a_steady_one():
     run = Run().set("norm", [0, 1, 2, 3], 1e-8)
-    assert "look at what stands between hidden2 and hidden3" in run.examine()[0].remedy
+    assert "check what lies between hidden2 and hidden3" in run.examine()[0].remedy
 
 
 def test_exploding_toward_the_input():

@@ -6,9 +6,8 @@ import pytest
 import tfdeep
 from tfdeep import cli
 from tfdeep._keras._architecture import LayerInfo
-from tfdeep.callbacks import _layer_recorder
+from tfdeep._quantities import OF_LAYERS, OF_VARIABLES
 from tfdeep.diagnostics import Finding, Recording
-from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
@@ -118,7 +117,7 @@ class TestSeveralRuns:
         assert run.findings == ()
         assert run.notes[1:] == (
             "The last line is cut short: the program ended while writing it.",
-            "The fit did not come to its end.",
+            "The fit did not finish.",
         )
 
     def test_one_of_which_only_half_a_header_was_written(self, tmp_path):
@@ -195,7 +194,7 @@ class TestBadInput:
     )
     def test_another_file(self, tmp_path, content):
         (tmp_path / FILE_NAME).write_bytes(content)
-        with pytest.raises(UnknownFormatError, match="not that of a monitored run"):
+        with pytest.raises(UnknownFormatError, match="not the file of a monitored run"):
             read_run(tmp_path)
 
     def test_another_version(self, tmp_path):
@@ -325,8 +324,7 @@ def test_every_quantity_that_is_written_can_be_read():
     recording = Recording(VARIABLES, LAYERS)
     widths = {name: recording.width(name) for name in OF_VARIABLES}
     assert set(widths.values()) == {3}
-    of_layers = (*_layer_recorder.QUANTITIES, "inactive_fraction")
-    assert {recording.width(name) for name in of_layers} == {2}
+    assert {recording.width(name) for name in OF_LAYERS} == {2}
     of_the_net = ("loss", "input_offset", "input_spread")
     assert {recording.width(name) for name in of_the_net} == {1}
     assert recording.width("weather") is None
@@ -368,7 +366,7 @@ class TestExtend:
 
     @pytest.mark.parametrize("nothing", [{}, {"loss": np.empty((3, 0))}])
     def test_by_nothing(self, nothing):
-        with pytest.raises(InvalidArgumentError, match="cannot be extended by nothing"):
+        with pytest.raises(InvalidArgumentError, match="nothing to extend"):
             Recording(VARIABLES).extend(nothing)
 
 

@@ -121,10 +121,10 @@ def test_inside_a_traced_function():
 @pytest.mark.parametrize(
     ("activation", "convention", "text"),
     [
-        ("softmax", "second_moment", "each entry by itself"),
-        (lambda z: z[: len(z) // 2], "second_moment", "each entry by itself"),
+        ("softmax", "second_moment", "element by element"),
+        (lambda z: z[: len(z) // 2], "second_moment", "element by element"),
         ("no_such", "second_moment", "no activation of this name"),
-        ("relu", "kaiming", "no gain by this convention"),
+        ("relu", "kaiming", "cannot work with this `convention`"),
         (lambda z: 0 * z, "second_moment", "keep the scale"),
         (lambda z: 0 * z + 1, "variance", "keep the scale"),
         (lambda z: 1 / (z - z), "second_moment", "keep the scale"),

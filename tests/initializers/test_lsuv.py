@@ -248,7 +248,7 @@ class TestFailures:
         self.refused(model, x, SelectionError, "selects no kernel", include="nope")
         for tolerance in (0, -1, float("nan")):
             self.refused(
-                model, x, InvalidArgumentError, "No variance", tolerance=tolerance
+                model, x, InvalidArgumentError, "this `tolerance`", tolerance=tolerance
             )
 
     def test_nothing_stays_behind(self):

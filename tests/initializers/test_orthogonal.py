@@ -162,5 +162,5 @@ class TestDeltaOrthogonal:
 @pytest.mark.parametrize("kind", [Orthogonal, DeltaOrthogonal])
 @pytest.mark.parametrize("gain", [float("nan"), float("inf"), "relu", None])
 def test_bad_gains(kind, gain):
-    with pytest.raises(InvalidArgumentError, match="cannot scale by this gain"):
+    with pytest.raises(InvalidArgumentError, match="cannot work with this `gain`"):
         kind(gain=gain)

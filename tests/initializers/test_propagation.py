@@ -123,5 +123,5 @@ class TestFixup:
 
     @pytest.mark.parametrize("arguments", [(0,), (2, 1), (1.5,), (True,), (4, "2")])
     def test_refusals(self, arguments):
-        with pytest.raises(InvalidArgumentError, match="`Fixup` cannot scale by"):
+        with pytest.raises(InvalidArgumentError, match="`Fixup` cannot work with this"):
             Fixup(*arguments)

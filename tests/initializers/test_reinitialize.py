@@ -1,4 +1,4 @@
-"""Chosen variables are drawn anew, all others stay."""
+"""Chosen variables get new values, all others stay."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_only_what_is_chosen_changes():
     assert row.std_before == pytest.approx(std(before["hidden2/kernel"]))
     assert row.std_after == pytest.approx(std(kernel))
     assert json.loads(report.to_json())["drawn"][0]["shape"] == [6, 6]
-    assert "3 variables drawn anew" in str(report)
+    assert "3 variables drawn again" in str(report)
 
 
 @pytest.mark.parametrize("kind", ["functional", "sequential", "subclassed"])
@@ -126,7 +126,7 @@ class TestAnotherInitializer:
         model = nets.functional()
         before = values(model)
         for given, text in (
-            (initializers.HeNormal(), "shape alone does not tell"),  # the biases
+            (initializers.HeNormal(), "shape does not determine"),  # the biases
             ("no_such", "knows no such initializer"),
             (lambda shape, dtype: np.zeros(3), "does not fit `hidden1/kernel`"),
         ):
@@ -164,7 +164,7 @@ def test_a_layer_without_a_config():
 
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), Own(2)])
     before = values(model)
-    with pytest.raises(ModelError, match="cannot be made anew from its config"):
+    with pytest.raises(ModelError, match="cannot be made again from its config"):
         reinitialize(model)
     assert not changed(model, before)
     reinitialize(model, "own/kernel", initializer="he_normal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def shorten(rows: Sequence[Sequence[object]], limit: int) -> list[Sequence[objec
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number of things for people.
+    """A number of things as text.
 
     >>> counted(1, "step"), counted(1_000, "step"), counted(2, "entry", "entries")
     ('1 step', '1,000 steps', '2 entries')
@@ -88,8 +89,17 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def short_number(value: float) -> str:
+    """A number to three digits for a table; a dash for NaN.
+
+    >>> short_number(0.00123456), short_number(float("nan"))
+    ('0.00123', '-')
+    """
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
 def human_bytes(count: float) -> str:
-    """A number of bytes for people.
+    """A number of bytes as text.
 
     >>> human_bytes(1_536_000)
     '1.5 MB'

@@ -1,4 +1,4 @@
-"""What a model is made of, as plain values: its layers, their weights, their order."""
+"""Describes a model in plain values: its layers, their weights, their order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._keras import _graph, _internals, _layouts, _variables
-
-_ACTIVATION_LAYERS = {
-    keras.layers.ReLU: "relu",
-    keras.layers.LeakyReLU: "leaky_relu",
-    keras.layers.PReLU: "leaky_relu",
-    keras.layers.ELU: "elu",
-}
+from tfdeep._keras import _graph, _layer_facts, _variables, _walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +37,11 @@ class LayerInfo:
             bias has one value for all units (of an LSTM, two).
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
-        inputs: Paths of the listed layers right before it; empty if it stands first.
+        inputs: Paths of the listed layers right before it; empty for the first.
         makes_output: Whether its output is one of the model's, by the model's graph.
-        inputs_add_up: Whether the model's graph tells that nothing but sums, reshaping,
-            pooling and dropout stands between `inputs` and it. Without a graph
-            `inputs` is the layer before in the order of the model's attributes.
+        inputs_add_up: Whether, by the model's graph, only sums, reshaping, pooling and
+            dropout come between `inputs` and it. Without a graph `inputs` is the layer
+            before it in the order of the model's attributes.
         frozen_too_late: Whether it was frozen after the train step that Keras keeps
             was made, which goes on training it.
     """
@@ -74,63 +67,43 @@ class LayerInfo:
 
     @property
     def has_own_rule(self) -> bool:
-        """Whether it has weights of which Keras' names do not tell what they do."""
+        """Whether it has weights whose names do not show what they do."""
         name = (self.kernel or "kernel").rpartition("/")[2]
         return not self.has_known_weights or not name.endswith(("kernel", "embeddings"))
 
     @property
-    def is_table(self) -> bool:
-        """Whether its kernel is a table of which an input picks rows."""
+    def is_embedding(self) -> bool:
+        """Whether its kernel is a table, of which each input picks a row."""
         return self.kind.endswith("Embedding")
 
     @property
     def is_normalization(self) -> bool:
         """Whether it brings its input to a fixed scale."""
-        return "Normalization" in self.kind
+        return _layer_facts.is_normalization(self.kind)
 
 
 def layers_of(model: Any) -> dict[str, Any]:
     """The layers of a model that have weights of their own or are activations.
 
     Returns:
-        The layers by their path, from the input to the output as far as the model's
-        graph, or else the order of its attributes, tells.
+        The layers by their path, in the order of the model's graph, or else of its
+        attributes.
     """
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
+    found = _walk.layers(model, is_closed=_is_recurrent)
+    return {path: layer for path, layer in found.items() if _counts(layer)}
 
-    def visit(layer: Any, prefix: str) -> None:
-        seen.add(id(layer))
-        children = _internals.sublayers(layer)
-        if layer is not model and _counts(layer):
-            found.setdefault(prefix.rstrip("/"), layer)
-            if isinstance(layer, keras.layers.RNN):
-                children = []  # what happens in its loop is not seen from outside
-        for child in children:
-            if id(child) not in seen:
-                visit(child, f"{prefix}{child.name}/")
 
-    visit(model, "")
-    return found
+def _is_recurrent(layer: Any) -> bool:
+    """Whether a layer runs others in a loop, into which nobody sees from outside."""
+    return isinstance(layer, keras.layers.RNN)
 
 
 def _counts(layer: Any) -> bool:
-    if isinstance(layer, keras.layers.RNN):
+    if _is_recurrent(layer) or _variables.own_weights(layer):
         return True
-    return activation_name(layer) is not None or bool(_variables.own_weights(layer))
-
-
-def activation_name(layer: Any) -> str | None:
-    """The name of the function a layer ends with; None if it has no say in that."""
-    for kind, name in _ACTIVATION_LAYERS.items():
-        if isinstance(layer, kind):
-            return name
-    if isinstance(layer, keras.layers.Softmax):
-        return None
-    function = getattr(layer, "activation", None)
-    if function is None:
-        return None
-    return str(getattr(function, "__name__", None) or type(function).__name__).lower()
+    return _layer_facts.activation_name(layer) is not None and not isinstance(
+        layer, keras.layers.Softmax
+    )
 
 
 def describe(model: Any) -> tuple[LayerInfo, ...]:
@@ -178,13 +151,13 @@ def _described(
     return LayerInfo(
         path=path,
         kind=type(layer).__name__,
-        activation=activation_name(layer) or "linear",
+        activation=_layer_facts.activation_name(layer) or "linear",
         kernel=kernel.path if kernel else None,
         recurrent_kernel=recurrent[0].path if recurrent else None,
         bias=biases[0].path if biases else None,
         has_known_weights=kernel is not None
         or not variables
-        or "Normalization" in type(layer).__name__,
+        or _layer_facts.is_normalization(type(layer).__name__),
         is_trainable=not variables or any(v.variable.trainable for v in variables),
         is_untouched=bool(biases) and all(_is_as_made(b) for b in biases),
         **facts,
@@ -202,11 +175,14 @@ def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:
     """What the values of a weight say."""
     values = np.asarray(kernel.variable.numpy()).astype(np.float32)
     if values.shape != tuple(kernel.variable.shape):
-        return {}  # a model that builds itself in a traced step has no values yet
-    axes = _layouts.unit_axes(kernel.variable, kernel.layer)
-    fan_in = int(np.prod([values.shape[i] for i in axes]))
-    if kernel.variable.name == "embeddings":  # its rows are inputs, not units
-        axes, fan_in = (0,), values.shape[0]
+        return {}  # a model that is built inside a traced step has no values yet
+    name, rank = kernel.variable.name, values.ndim
+    known = _layer_facts.kernel_axes(name, rank, kernel.layer)
+    if known is not None and known.is_embedding:  # its rows are inputs, not units
+        axes = known.separate
+    else:
+        axes = _layer_facts.unit_axes(kernel.variable, kernel.layer)
+    fan_in = math.prod(values.shape[i] for i in axes)
     by_unit = np.moveaxis(values, axes, range(len(axes))).reshape(fan_in, -1)
     return {
         "fan_in": fan_in,
@@ -218,7 +194,7 @@ def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a tensor comes from: the last listed layers, and what is behind them."""
+    """Where a tensor comes from: the last listed layers, and what came after them."""
 
     layers: tuple[str, ...] = ()
     adds_up: bool = True
@@ -242,6 +218,9 @@ def _inputs(
         before[path] = last
         last = (path,)
 
+    if not _graph.is_graph(model):
+        return before, add_up, ()
+
     def enter(names: list[str], source: _Source) -> None:
         before.update(dict.fromkeys(names, source.layers))
         if source.adds_up:
@@ -249,32 +228,32 @@ def _inputs(
         else:
             add_up.difference_update(names)  # of a layer that is called again
 
-    def walk(graph: Any, entering: _Source) -> _Source:
-        """Follows one Functional model; returns what makes its outputs."""
-        sources = {id(tensor): entering for tensor in graph.inputs}
-        for node in _graph.graph_nodes(graph):
-            operation = node.operation
-            into = _joined(sources.get(id(t), _Source()) for t in node.input_tensors)
-            if _graph.is_graph(operation):
-                into = walk(operation, into)
-            elif id(operation) in paths:
-                enter([paths[id(operation)]], into)
-                into = _Source((paths[id(operation)],))
-            elif inside := [p for i, p in paths.items() if i in _inside(operation)]:
-                if isinstance(operation, keras.layers.MultiHeadAttention):
-                    enter(inside[:-1], into)
-                    add_up.add(inside[-1])  # it averages the values
-                else:  # a layer of layers: in order
-                    before[inside[0]] = into.layers
-                into = _Source((inside[-1],))
-            elif not _only_adds_up(operation):
-                into = dataclasses.replace(into, adds_up=False)
-            for tensor in node.output_tensors:
-                sources[id(tensor)] = into
-        return _joined(sources.get(id(t), _Source()) for t in graph.outputs)
+    calls, outputs = _walk.calls(model)
+    sources: dict[_walk.Call, _Source] = {}
+    for call in calls:
+        source = _joined(sources[earlier] for earlier in call.before)
+        if id(call.layer) in paths:
+            enter([paths[id(call.layer)]], source)
+            source = _Source((paths[id(call.layer)],))
+        elif inside := _listed_inside(call.layer, paths):
+            if isinstance(call.layer, keras.layers.MultiHeadAttention):
+                enter(inside[:-1], source)
+                add_up.add(inside[-1])  # it averages the values
+            else:  # a layer of layers: in order
+                before[inside[0]] = source.layers
+            source = _Source((inside[-1],))
+        elif not _only_adds_up(call.layer):
+            source = dataclasses.replace(source, adds_up=False)
+        sources[call] = source
+    return before, add_up, _joined(sources[call] for call in outputs).layers
 
-    outputs = walk(model, _Source()).layers if _graph.is_graph(model) else ()
-    return before, add_up, outputs
+
+def _listed_inside(operation: Any, paths: dict[int, str]) -> list[str]:
+    """The paths of the listed layers inside a layer, in the order of the list."""
+    if not isinstance(operation, keras.layers.Layer):
+        return []
+    inner = {id(layer) for layer in _walk.layers(operation).values()}
+    return [path for key, path in paths.items() if key in inner]
 
 
 # Keras' own layers and operations that leave a signal at about its scale.
@@ -291,10 +270,3 @@ def _only_adds_up(operation: Any) -> bool:
     kind = type(operation)
     is_own = kind.__module__.startswith("keras.")
     return is_own and _ADDS_UP.fullmatch(kind.__name__) is not None
-
-
-def _inside(operation: Any) -> set[int]:
-    if not isinstance(operation, keras.layers.Layer):
-        return set()
-    children = _internals.sublayers(operation)
-    return {id(child) for child in children}.union(*map(_inside, children))

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from tfdeep._core._explain import explain
-from tfdeep._keras import _internals, _layouts, _optimizers
+from tfdeep._keras import _internals, _layer_facts, _optimizers
 from tfdeep.errors import ModelError
 
 _LAYER = "_tfdeep_layer"
@@ -90,7 +90,7 @@ def has_loss_scaling_around(optimizer: Any) -> bool:
 
 
 def unit_axes(variable: Any, asker: str, fix: str) -> tuple[int, ...]:
-    """The axes of one unit's weights; see `_layouts.unit_axes`.
+    """The axes of one unit's weights; see `_layer_facts.unit_axes`.
 
     Args:
         variable: A `keras.Variable`.
@@ -111,4 +111,4 @@ def unit_axes(variable: Any, asker: str, fix: str) -> tuple[int, ...]:
                 fix=f"{fix}; nothing was changed",
             )
         )
-    return _layouts.unit_axes(variable, layer)
+    return _layer_facts.unit_axes(variable, layer)

@@ -20,6 +20,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep._keras import _architecture, _internals, _optimizers, _variables
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._train_step import TrainSteps
+from tfdeep._quantities import OF_VARIABLES
 from tfdeep.callbacks._recorder import StepRecorder
 from tfdeep.callbacks._run_writer import RunWriter
 from tfdeep.diagnostics import (
@@ -31,7 +32,6 @@ from tfdeep.diagnostics import (
 )
 from tfdeep.diagnostics._examiner import Examiner, in_order
 from tfdeep.diagnostics._finding import group_text, grouped
-from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics.rules import Rule, default_rules
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import (

@@ -9,20 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdeep._core import _activations
-from tfdeep._keras import _architecture
+from tfdeep._keras import _layer_facts, _layer_outputs
 from tfdeep._keras._layer_calls import LayerCall, LayerCalls
+from tfdeep._quantities import OF_LAYERS
 from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import nothing
-
-QUANTITIES = (
-    "output_mean",
-    "output_std",
-    "flat_fraction",
-    "effective_rank",
-    "nonfinite_output",
-)
 
 
 class LayerRecorder:
@@ -31,8 +23,8 @@ class LayerRecorder:
     Args:
         layers: The layers by path, from the input to the output.
         capacity: How many steps the ring holds.
-        activations: Whether to look at the outputs of all layers; without, only at
-            the input of the first one that has weights.
+        activations: Whether to measure the outputs of all layers, or only the input of
+            the first one that has weights.
     """
 
     def __init__(
@@ -46,8 +38,11 @@ class LayerRecorder:
         self._paths = list(layers) if activations else []
         self._units = [_count_units(layers[path]) for path in self._paths]
         self._inputs = Ring(capacity, ("input_offset", "input_spread"), 1, np.mean)
-        self._outputs = Ring(capacity, QUANTITIES, len(self._paths), np.mean)
-        # Each replica knows its own examples; a unit that one of them saw is active.
+        # Which units are inactive takes several steps to know.
+        self._quantities = [name for name in OF_LAYERS if name != "inactive_fraction"]
+        self._outputs = Ring(capacity, self._quantities, len(self._paths), np.mean)
+        # Each replica sees its own examples; a unit that is active on one of them is
+        # active.
         self._inactive = Ring(
             capacity, ("inactive_fraction",), len(self._paths), np.min
         )
@@ -55,11 +50,11 @@ class LayerRecorder:
         self._last_active = local_variable(tf.fill([sum(self._units)], np.int64(-1)))
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
-        """Looks on while the context is open."""
+        """Watches the layers while the context is open."""
         return self._calls.watching()
 
     def seen(self, step: tf.Tensor) -> Callable[[], tf.Tensor]:
-        """What to call, in the same step after its forward pass, to write its rows.
+        """Returns what writes the rows of a step, to be called after its forward pass.
 
         Args:
             step: The number of the step.
@@ -77,8 +72,8 @@ class LayerRecorder:
 
         def record() -> tf.Tensor:
             if has_input:
-                places = _activations.sample(first)
-                offset, spread = _activations.scale_of_features(places)
+                places = _layer_outputs.sample(first)
+                offset, spread = _layer_outputs.scale_of_features(places)
                 self._inputs.write(
                     step,
                     input_offset=offset[tf.newaxis],
@@ -91,17 +86,19 @@ class LayerRecorder:
         return record
 
     def _measure_outputs(self, step: tf.Tensor, calls: dict[str, LayerCall]) -> None:
-        nan = tf.constant(np.nan, tf.float32)
-        unseen = [nan] * len(QUANTITIES)
-        rows, active = [], []
+        rows: dict[str, list[Any]] = {name: [] for name in self._quantities}
+        active = []
         for path, units in zip(self._paths, self._units, strict=True):
-            row, is_active = unseen, tf.fill([units], True)
+            found: dict[str, tf.Tensor] = {}
+            is_active = None
             if path in calls:
-                row, is_active = _measured(calls[path], units)
-            rows.append(row)
+                found, is_active = _layer_outputs.measure(calls[path])
+            for name, row in rows.items():
+                row.append(found.get(name, np.float32(np.nan)))
+            if is_active is None or is_active.shape[-1] != units:
+                is_active = tf.fill([units], True)
             active.append(is_active)
-        by_quantity = map(tf.stack, zip(*rows, strict=True))
-        self._outputs.write(step, **dict(zip(QUANTITIES, by_quantity, strict=True)))
+        self._outputs.write(step, **{n: tf.stack(row) for n, row in rows.items()})
         last = tf.where(tf.concat(active, 0), step, self._last_active)
         self._last_active.assign(last)
         inactive = _schedule.is_long_ago(last, step)
@@ -119,8 +116,8 @@ class LayerRecorder:
         """Reads what was written, and empties the rings.
 
         Returns:
-            `input_offset` and `input_spread` of one column each; and one column a
-            layer of each of `QUANTITIES` and of `inactive_fraction`.
+            `input_offset` and `input_spread`, of one column; and of one column a
+            layer, each quantity that is measured of layers.
         """
         return {
             **self._inputs.take(places),
@@ -130,15 +127,15 @@ class LayerRecorder:
 
 
 def _count_units(layer: Any) -> int:
-    """How many units can be told apart as active or not; 0 if none can."""
-    name = _architecture.activation_name(layer)
-    if name is None or not _activations.is_element_wise_name(name):
+    """The number of units that can be active or inactive; 0 if unknown."""
+    name = _layer_facts.activation_name(layer)
+    if name is None or not _layer_facts.activation(name).has_slopes:
         return 0
     try:
         shape = layer.output.shape
     except (AttributeError, ValueError):  # not a part of a graph, or of several
         return int(getattr(layer, "units", 0) or getattr(layer, "filters", 0))
-    return int(shape[_activations.units_axis(layer)] or 0)
+    return int(shape[_layer_outputs.units_axis(layer)] or 0)
 
 
 def _is_measurable(tensor: Any) -> bool:
@@ -149,22 +146,3 @@ def _is_measurable(tensor: Any) -> bool:
         and tensor.shape.rank >= 2
         and is_at_hand(tensor)
     )
-
-
-def _measured(call: LayerCall, units: int) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """The quantities of one layer, and which of its units were active."""
-    axis = _activations.units_axis(call.layer)
-    places = _activations.sample(call.output, axis)
-    mean, std = _activations.moments(places)
-    flat = tf.constant(np.nan, tf.float32)
-    active = tf.fill([units], True)
-    before = call.before_activation
-    if before is not None and _activations.is_element_wise(call.activation):
-        before = _activations.sample(before, axis)
-        is_flat = _activations.is_flat(call.activation, before)
-        flat = tf.reduce_mean(tf.cast(is_flat, tf.float32))
-        if before.shape[-1] == units:
-            active = tf.reduce_any(~is_flat, axis=0)
-    rank = _activations.effective_rank(places)
-    broken = tf.reduce_mean(tf.cast(~tf.math.is_finite(places), tf.float32))
-    return [mean, std, flat, rank, broken], active

@@ -27,11 +27,11 @@ from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
 from tfdeep._keras import _internals, _optimizers, _replicas
 from tfdeep._keras._layer_calls import replace
+from tfdeep._quantities import OF_VARIABLES
 from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._layer_recorder import LayerRecorder
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
-from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.optimizers import Accumulate, OptimizerWrapper
 
 # A norm below this may lack squares that are too small for float32.

@@ -14,7 +14,7 @@ from tfdeep.optimizers import Telemetry
 
 
 class RunWriter:
-    """Hands what a monitor recorded to each of the writers.
+    """Passes what a monitor recorded to each of the writers.
 
     Every step is written at first, then ever fewer, and of large nets fewer still. The
     first run of a directory has its event files there, each later one in a directory

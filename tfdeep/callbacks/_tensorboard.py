@@ -6,81 +6,31 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
+from tfdeep._quantities import (
+    BY_NAME,
+    EACH_STEP,
+    QUANTITIES,
+    Of,
+    Quantity,
+    update_ratio,
+)
 from tfdeep.diagnostics import Finding, Recording
 from tfdeep.diagnostics._plots import heat_map_png
-from tfdeep.diagnostics._recording import EACH_STEP
 from tfdeep.errors import MissingDependencyError
 from tfdeep.optimizers import Telemetry
-
-# By quantity, the first part of its tags; the second is the path of a variable, ...
-_OF_VARIABLES = {
-    "norm": "gradient_norm",
-    "clipped_norm": "gradient_norm_after_clipping",
-    "largest_entry": "largest_gradient_entry",
-    "mean": "gradient_mean",
-    "zero_fraction": "gradient_zero_fraction",
-    "nonfinite_count": "gradient_nonfinite_count",
-    "silent_fraction": "silent_fraction",
-    "update_ratio": "update_to_weight_ratio",
-    "update_norm": "update_norm",
-    "weight_norm": "weight_norm",
-}
-# ... of a layer, ...
-_OF_LAYERS = {
-    "output_mean": "output_mean",
-    "output_std": "output_std",
-    "flat_fraction": "saturated_fraction",
-    "inactive_fraction": "inactive_fraction",
-    "effective_rank": "effective_rank",
-    "nonfinite_output": "nonfinite_output",
-}
-# ... or there is none.
-_OF_THE_NET = {
-    "loss": "loss",
-    "input_offset": "input_offset",
-    "input_spread": "input_spread",
-}
 
 # Written for every chosen step; all else where a step was measured in detail. The
 # largest entry says little more than the norm: after the first steps it counts among
 # the details, which keeps the files of a long run a fifth smaller.
 _FIRST_STEPS = 64
 
-# The pages of the custom scalars: a title, and the quantities with one chart each.
-_PAGES = {
-    "Gradients": {
-        "norm": "Gradient norm",
-        "clipped_norm": "Gradient norm after clipping",
-        "largest_entry": "Largest gradient entry",
-        "mean": "Mean gradient entry",
-        "zero_fraction": "Gradient entries that are zero",
-        "silent_fraction": "Units without a gradient",
-        "nonfinite_count": "NaN or infinite gradient entries",
-    },
-    "Updates": {
-        "update_ratio": "Update norm / weight norm",
-        "update_norm": "Update norm",
-        "weight_norm": "Weight norm",
-    },
-    "Layers": {
-        "inactive_fraction": "Units that are never active",
-        "flat_fraction": "Outputs where the activation is flat",
-        "output_std": "Standard deviation of the outputs",
-        "output_mean": "Mean of the outputs",
-        "effective_rank": "Effective rank of the outputs",
-        "nonfinite_output": "Outputs that are not finite",
-        "input_offset": "Offset of the input",
-        "input_spread": "Spread of the input",
-    },
-    "Optimizer": {"loss": "Loss"},
-}
 _TELEMETRY = {
     "clipped_fraction": "Steps clipped",
     "threshold": "Threshold",
@@ -102,7 +52,7 @@ class TensorBoardWriter:
         if importlib.util.find_spec("tensorboard") is None:
             raise MissingDependencyError(
                 explain(
-                    "TensorBoard scalars were asked for, but tensorboard is not "
+                    "TensorBoard scalars were requested, but tensorboard is not "
                     "installed.",
                     received=f"log_dir={os.fspath(log_dir)!r}",
                     expected="the package `tensorboard` to be installed",
@@ -152,9 +102,9 @@ class TensorBoardWriter:
             detailed: Mask of the rows whose details are.
         """
         rows = dict(rows)
-        if "update_norm" in rows and "weight_norm" in rows:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                rows["update_ratio"] = rows["update_norm"] / rows["weight_norm"]
+        ratio = update_ratio(rows)
+        if ratio is not None:
+            rows["update_ratio"] = ratio
         tags = self._tags(rows)
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(self._log_dir)
@@ -177,15 +127,17 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def _tags(self, rows: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-        """The tags of each quantity, one a column."""
+        """The tags of each quantity that has a page, one tag a column."""
+        columns = {Of.VARIABLE: self._variables, Of.LAYER: self._layers}
         tags = {}
         for name in rows:
-            if name in _OF_VARIABLES:
-                tags[name] = [f"{_OF_VARIABLES[name]}/{v}" for v in self._variables]
-            elif name in _OF_LAYERS:
-                tags[name] = [f"{_OF_LAYERS[name]}/{layer}" for layer in self._layers]
-            elif name in _OF_THE_NET:
-                tags[name] = [_OF_THE_NET[name]]
+            quantity = BY_NAME.get(name)
+            if quantity is None or not quantity.page:
+                continue
+            if quantity.of is Of.NET:
+                tags[name] = [quantity.tag]
+            else:
+                tags[name] = [f"{quantity.tag}/{c}" for c in columns[quantity.of]]
         return tags
 
     def write_findings(self, findings: Sequence[Finding]) -> None:
@@ -247,7 +199,7 @@ class TensorBoardWriter:
     def write_heat_map(self, recording: Recording, findings: Sequence[Finding]) -> None:
         """Writes the gradient norms of the run by layer and step, as an image.
 
-        Without matplotlib, which draws it, there is none.
+        It needs matplotlib; without it, nothing is written.
         """
         if self._writer is None:
             return
@@ -286,36 +238,40 @@ def _layout(rows: Mapping[str, np.ndarray], variables: Sequence[str]) -> Any:
         lines = layout_pb2.MultilineChartContent(tag=[pattern])
         return layout_pb2.Chart(title=title, multiline=lines)
 
-    groups = _groups(variables)
-    categories = []
-    for page, quantities in _PAGES.items():
-        charts = []
-        for name, title in quantities.items():
-            if name not in rows or not rows[name].shape[1]:
-                continue
-            if name in _OF_THE_NET:
-                charts.append(chart(title, f"^{_OF_THE_NET[name]}$"))
-            elif name in _OF_LAYERS:
-                charts.append(chart(title, f"^{_OF_LAYERS[name]}/"))
-            else:
-                for group, names in groups.items():
-                    if name == "silent_fraction" and group != "biases":
-                        continue
-                    ends = "|".join(map(re.escape, names))
-                    tag = f"^{_OF_VARIABLES[name]}/(?:.+/)?(?:{ends})$"
-                    charts.append(chart(f"{title}, {group}", tag))
-        if page == "Optimizer":
-            charts += [
-                chart(title, f"^optimizer/.+/{name}$")
-                for name, title in _TELEMETRY.items()
-            ]
-        if charts:
-            categories.append(
-                layout_pb2.Category(
-                    title=page, chart=charts, closed=page not in ("Gradients",)
-                )
-            )
+    shown = [
+        quantity
+        for quantity in QUANTITIES
+        if quantity.page and quantity.name in rows and rows[quantity.name].shape[1]
+    ]
+    pages: dict[str, list[Any]] = {}
+    for quantity in shown:
+        charts = [chart(*c) for c in _charts(quantity, _groups(variables))]
+        pages.setdefault(quantity.page, []).extend(charts)
+    pages.setdefault("Optimizer", []).extend(
+        chart(title, f"^optimizer/.+/{name}$") for name, title in _TELEMETRY.items()
+    )
+    categories = [
+        layout_pb2.Category(title=page, chart=charts, closed=page != "Gradients")
+        for page, charts in pages.items()
+    ]
     return summary.pb(layout_pb2.Layout(category=categories))
+
+
+def _charts(
+    quantity: Quantity, groups: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str]]:
+    """The title of each chart of a quantity, and the pattern of its tags."""
+    if quantity.of is Of.NET:
+        yield quantity.label, f"^{quantity.tag}$"
+    elif quantity.of is Of.LAYER:
+        yield quantity.label, f"^{quantity.tag}/"
+    else:
+        for group, names in groups.items():
+            if quantity.name == "silent_fraction" and group != "biases":
+                continue
+            ends = "|".join(map(re.escape, names))
+            pattern = f"^{quantity.tag}/(?:.+/)?(?:{ends})$"
+            yield f"{quantity.label}, {group}", pattern
 
 
 def _groups(variables: Sequence[str]) -> dict[str, list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdeep._core._arguments import is_whole_number, number
 from tfdeep._core._explain import explain
 from tfdeep._keras import _owners
 from tfdeep.errors import InvalidArgumentError
@@ -18,7 +18,7 @@ from tfdeep.errors import InvalidArgumentError
 class FanInMaxNorm(keras.constraints.Constraint):
     """Bounds the norm of the weights that come into each unit.
 
-    Use it with dropout, or wherever weights must not grow without limit. After each
+    Use it with dropout, or wherever weights must stay bounded. After each
     step, for the incoming weights w of a unit:
 
         w  <-  w * min(1, c / ||w||)
@@ -63,17 +63,16 @@ class FanInMaxNorm(keras.constraints.Constraint):
     def __init__(
         self, max_value: float = 2.0, axis: int | Sequence[int] | None = None
     ) -> None:
-        if not _is_number(max_value) or not 0 < max_value < math.inf:
-            raise InvalidArgumentError(
-                explain(
-                    "`FanInMaxNorm` cannot bound norms by this value.",
-                    received=f"max_value={max_value!r}",
-                    expected="a finite number > 0, in units of weight",
-                    fix="for example `max_value=2.0`",
-                )
-            )
-        axes = [axis] if isinstance(axis, int) else axis
-        if axes is not None and not all(type(i) is int for i in axes):
+        self.max_value = number(
+            max_value,
+            "max_value",
+            "FanInMaxNorm",
+            above=0,
+            unit="units of weight",
+            example=2.0,
+        )
+        axes: Any = [axis] if is_whole_number(axis) else axis
+        if axes is not None and not all(map(is_whole_number, axes)):
             raise InvalidArgumentError(
                 explain(
                     "`FanInMaxNorm` cannot take norms over these axes.",
@@ -82,8 +81,7 @@ class FanInMaxNorm(keras.constraints.Constraint):
                     fix="for example `axis=(0, 1, 2)` for the kernel of a Conv2D",
                 )
             )
-        self.max_value = float(max_value)
-        self.axis = None if axes is None else tuple(axes)
+        self.axis = None if axes is None else tuple(map(int, axes))
 
     def __call__(self, w: Any) -> Any:
         axes = _axes_of(w) if self.axis is None else self.axis
@@ -105,7 +103,3 @@ def _axes_of(w: Any) -> tuple[int, ...]:
         return tuple(range(max(len(w.shape) - 1, 1)))
     fix = "give the constraint its `axis`, or use `tfdeep.surgery.constrain(model)`"
     return _owners.unit_axes(w, "FanInMaxNorm", fix)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._records import Record, render_table, shorten
+from tfdeep._core._records import Record, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics._plots import figure_class
@@ -55,7 +55,7 @@ class Diagnosis(Record):
         examples: Number of examples that were used.
         loss: Loss of the batch; None if there were no labels.
         layers: One entry a layer, from the input to the output.
-        findings: What the rules found, the gravest and earliest first.
+        findings: What the rules found, critical findings first.
     """
 
     model: str
@@ -63,6 +63,10 @@ class Diagnosis(Record):
     loss: float | None
     layers: tuple[LayerDiagnosis, ...]
     findings: tuple[Finding, ...]
+    # To print findings at neighbors as ranges.
+    _layers: tuple[LayerInfo, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         title = f"Diagnosis of {self.model} on {self.examples} examples"
@@ -72,10 +76,10 @@ class Diagnosis(Record):
             (
                 layer.path,
                 layer.activation,
-                _number(layer.output_std),
-                _number(layer.gradient_std),
+                short_number(layer.output_std),
+                short_number(layer.gradient_std),
                 _percent(layer.saturated_fraction),
-                _number(layer.effective_rank),
+                short_number(layer.effective_rank),
             )
             for layer in self.layers
         ]
@@ -85,19 +89,7 @@ class Diagnosis(Record):
             shorten(rows, _MOST_ROWS),
             align="llrrrr",
         )
-        return f"{table}\n{findings_table(self.findings, self._order)}"
-
-    @property
-    def _order(self) -> list[LayerInfo]:
-        """The layers in order, as far as telling neighbours asks for."""
-        return [
-            LayerInfo(
-                layer.path,
-                layer.kind,
-                kernel=None if np.isnan(layer.kernel_norm) else layer.path,
-            )
-            for layer in self.layers
-        ]
+        return f"{table}\n{findings_table(self.findings, self._layers)}"
 
     def plot(self) -> Any:
         """Draws the standard deviation of signal and gradient by layer.
@@ -133,10 +125,6 @@ class Diagnosis(Record):
         axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
         return figure
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"
 
 
 def _percent(value: float) -> str:

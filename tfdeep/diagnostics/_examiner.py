@@ -1,4 +1,4 @@
-"""Asks the rules again and again, and says each thing once."""
+"""Applies the rules again and again, and reports each finding once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMES_ABSENT = 3
 
 @dataclasses.dataclass
 class _State:
-    """What is known of one kind of illness at one layer."""
+    """What is known of one kind of finding at one layer."""
 
     first_step: int
     times_seen: int = 0
@@ -32,7 +32,7 @@ class Examiner:
     is not reported again until it has been absent three times in a row.
 
     Args:
-        rules: The rules to ask.
+        rules: The rules to apply.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -40,7 +40,7 @@ class Examiner:
         self._states: dict[tuple[str, str], _State] = {}
 
     def examine(self, recording: Recording) -> list[Finding]:
-        """Asks every rule about what was recorded so far; returns what is new."""
+        """Applies every rule to what was recorded so far; returns what is new."""
         found: list[Finding] = []
         seen: dict[tuple[str, str], tuple[Rule, Symptom]] = {}
         for rule in self.rules:
@@ -71,18 +71,18 @@ class Examiner:
         return in_order(found, [layer.path for layer in recording.layers])
 
     def _symptoms(self, rule: Rule, recording: Recording) -> Sequence[Symptom]:
-        """What a rule sees; one that fails is asked no more, and training goes on."""
+        """What a rule sees. A rule that fails is dropped, and training continues."""
         try:
             return list(rule.look(recording))
         except Exception as error:
             self.rules = tuple(other for other in self.rules if other is not rule)
             warnings.warn(
                 explain(
-                    f"The rule {type(rule).__name__} failed and is asked no more.",
+                    f"The rule {type(rule).__name__} failed and is dropped.",
                     received=f"{type(error).__name__}: {error}",
-                    expected="`look(recording)` to give an iterable of `Symptom`",
+                    expected="`look(recording)` to return an iterable of `Symptom`",
                     fix=f"correct its `look`; {rule!r}.look(monitor.recording) shows "
-                    "the error; the other rules and the training go on",
+                    "the error; training continues with the other rules",
                 ),
                 stacklevel=2,
             )
@@ -90,10 +90,10 @@ class Examiner:
 
 
 def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding]:
-    """Sorts findings: critical before warning, and what came first before the rest.
+    """Sorts findings: critical ones first, then those that were seen first.
 
-    Findings of one kind stay together, from input to output; its first one counts. What
-    came at the same step goes by kind, the most telling first.
+    Findings of one kind stay together, from input to output, at the step of the first.
+    Kinds seen at the same step are in the order of `KINDS`.
     """
     place = {path: i for i, path in enumerate(layers)}
     first: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""What a rule says of a layer."""
+"""What a rule says about a layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_PARTS = 6  # layers, or ranges of layers, that a text names
 
 @dataclasses.dataclass(frozen=True)
 class Finding(Record):
-    """One illness of one layer.
+    """One problem of one layer.
 
     Attributes:
         kind: What it is; one of "nonfinite", "no_gradient",
@@ -45,7 +45,7 @@ class Finding(Record):
         severity: "critical" if the layer cannot train like this, "warning" if it
             trains worse than it could.
         first_step: The first step at which it was seen.
-        evidence: What was measured, in words and numbers.
+        evidence: What was measured, as text.
         remedy: What helps, with the call that does it.
     """
 
@@ -64,12 +64,12 @@ class Finding(Record):
 def findings_table(
     findings: Sequence[Finding], layers: Sequence[LayerInfo] = ()
 ) -> str:
-    """Findings for people: what is said of several layers is said once.
+    """Findings as text; layers with the same problem are told together.
 
     Args:
-        findings: The findings, in the order in which they are to be told.
-        layers: The layers of the model, from the input to the output. Those that
-            stand side by side are then written as a range.
+        findings: The findings, in the order in which to print them.
+        layers: The layers of the model, from the input to the output. Neighbors
+            are then written as a range.
     """
     if not findings:
         return "Nothing found."
@@ -77,7 +77,7 @@ def findings_table(
 
 
 def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> str:
-    """What a group of findings says, for people.
+    """A group of findings as text.
 
     Args:
         group: Findings of the same kind, severity and remedy.
@@ -88,7 +88,7 @@ def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> st
     evidence = first.evidence
     count = len({finding.layer for finding in group})
     if count > 1:
-        # What was measured at one layer is not to be claimed for all.
+        # Do not claim for all layers what was measured at one.
         if any(finding.evidence != evidence for finding in group):
             evidence = f"{where}: {evidence}"
         where = f"{_places(group, layers)} ({count} layers)"
@@ -113,17 +113,17 @@ def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def neighbours(
+def neighbors(
     findings: Sequence[Finding], layers: Sequence[LayerInfo]
 ) -> list[list[Finding]]:
-    """Sorts findings from the input to the output, and parts those not side by side.
+    """Sorts findings from input to output, and splits them where layers lie between.
 
     Args:
         findings: Some findings of one kind.
-        layers: The layers of the model, from the input to the output. What is not
-            among them stands by itself.
+        layers: The layers of the model, from the input to the output. Others are
+            not neighbors of any.
     """
-    # An activation between two kernels does not part them.
+    # Layers with kernels are neighbors with an activation between them, too.
     sick = {finding.layer for finding in findings}
     order = [x.path for x in layers if x.kernel or x.path in sick]
     place = {path: i for i, path in enumerate(order)}
@@ -146,7 +146,7 @@ def _place(finding: Finding) -> str:
 def _places(group: Sequence[Finding], layers: Sequence[LayerInfo]) -> str:
     """Names the layers of a group: "h1 ... h7, h9"."""
     parts: list[str] = []
-    for run in neighbours(group, layers):
+    for run in neighbors(group, layers):
         names = list(dict.fromkeys(_place(finding) for finding in run))
         parts += [f"{names[0]} ... {names[-1]}"] if len(names) > 2 else names
     parts = list(dict.fromkeys(parts))

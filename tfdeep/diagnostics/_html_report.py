@@ -1,4 +1,4 @@
-"""Writes a run as one page of HTML that stands for itself."""
+"""Writes a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfdeep._core._records import counted
+from tfdeep._core._records import counted, short_number
+from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
-from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbours
+from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbors
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
+from tfdeep.diagnostics.rules._measures import largest, median
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2329; --soft: #5b6670;
@@ -84,9 +86,9 @@ def write_html_report(
     output: str | os.PathLike[str] | None = None,
     run: int | None = None,
 ) -> pathlib.Path:
-    """Writes what a monitor recorded as a page to read: findings, figures, a table.
+    """Writes an HTML page of what a monitor recorded: findings, figures and a table.
 
-    The page is one file, without scripts, and loads nothing from elsewhere.
+    The page is one file without scripts, and loads nothing from the network.
 
     Args:
         log_dir: The `log_dir` of a `GradientMonitor`.
@@ -181,7 +183,7 @@ def _summary(run: Run) -> str:
     if "loss" in recording:
         loss = recording["loss"][:, 0]
         tenth = max(len(loss) // 10, 1)
-        start, end = _median(loss[:tenth]), _median(loss[-tenth:])
+        start, end = median(loss[:tenth]), median(loss[-tenth:])
         if math.isfinite(start) and math.isfinite(end):
             parts.append(f"loss {start:.4g} at the start, {end:.4g} at the end")
     return ", ".join(parts) + "."
@@ -205,9 +207,9 @@ def _findings(run: Run) -> list[str]:
 def group_findings(
     findings: Sequence[Finding], recording: Recording
 ) -> list[list[Finding]]:
-    """Findings of the same kind at neighbouring layers.
+    """Findings of the same kind at neighboring layers.
 
-    The gravest come first, and of those what was seen first.
+    Critical findings come first, then those that were seen first.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
@@ -225,7 +227,7 @@ def group_findings(
             first.kind,
         )
 
-    runs = [run for g in groups.values() for run in neighbours(g, recording.layers)]
+    runs = [run for g in groups.values() for run in neighbors(g, recording.layers)]
     return sorted(runs, key=key)
 
 
@@ -290,7 +292,7 @@ def _figures(run: Run) -> list[str]:
 
 
 def _inline_svg(figure: object, name: str) -> str:
-    """A figure as SVG to stand in a page of HTML.
+    """A figure as SVG to embed in an HTML page.
 
     Args:
         figure: A `matplotlib.figure.Figure`.
@@ -342,7 +344,6 @@ def _table_row(recording: Recording, column: int) -> str:
     norm = recording["norm"][:, column]
     first = steps < max(recording.total_steps / 10, 1)
     last = steps >= min(recording.total_steps * 0.9, steps[-1])
-    largest = np.max(norm[np.isfinite(norm)], initial=-math.inf)
     clipped = math.nan
     known = ~np.isnan(norm)
     if "clipped_norm" in recording and known.any():
@@ -351,19 +352,16 @@ def _table_row(recording: Recording, column: int) -> str:
             is_clipped = recording["clipped_norm"][:, column] < norm * (1 - 1e-4)
         clipped = float(is_clipped[known].mean())
     ratio = math.nan
-    if "update_norm" in recording and "weight_norm" in recording:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = _median(
-                recording["update_norm"][:, column]
-                / recording["weight_norm"][:, column]
-            )
+    ratios = update_ratio(recording)
+    if ratios is not None:
+        ratio = median(ratios[:, column])
     broken = steps[np.isinf(norm)]
     cells = [
-        _number(_median(norm[first])),
-        _number(_median(norm[last])),
-        _number(float(largest)),
+        short_number(median(norm[first])),
+        short_number(median(norm[last])),
+        short_number(largest(norm)),
         "-" if math.isnan(clipped) else f"{clipped:.0%}",
-        _number(ratio),
+        short_number(ratio),
     ]
     since = f'<td class="bad">{broken[0]:,}</td>' if len(broken) else "<td>-</td>"
     return (
@@ -371,12 +369,3 @@ def _table_row(recording: Recording, column: int) -> str:
         + "".join(f"<td>{cell}</td>" for cell in cells)
         + f"{since}</tr>"
     )
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "-"

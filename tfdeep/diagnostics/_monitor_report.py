@@ -1,4 +1,4 @@
-"""What a run's recorded gradients say, in one table."""
+"""A summary of the gradients that were recorded in a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfdeep._core._records import Record, counted, render_table, shorten
+from tfdeep._core._records import Record, counted, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding, findings_table
+from tfdeep.diagnostics.rules._measures import median
 
 History = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -20,8 +21,8 @@ _MOST_ROWS = 60
 class VariableSummary:
     """The recorded gradients of one variable over a run.
 
-    The kept steps are those in the history. Of a long run these are not all, and more
-    of its first and last steps than of those between.
+    The kept steps are those in the history. A long run keeps only some of its steps,
+    most of them from its beginning and its end.
 
     Attributes:
         path: The variable's path in its model.
@@ -54,15 +55,15 @@ class MonitorReport(Record):
     Attributes:
         steps: Number of steps of the run.
         variables: One summary a variable, from the input to the output.
-        remarks: What stands out, in words.
-        findings: What the rules found, the gravest and earliest first.
+        remarks: What stands out, as text.
+        findings: What the rules found, critical findings first.
     """
 
     steps: int
     variables: tuple[VariableSummary, ...]
     remarks: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
-    # From the input to the output, to say where findings are side by side.
+    # From the input to the output, to print findings at neighbors as ranges.
     _layers: tuple[LayerInfo, ...] = dataclasses.field(
         default=(), repr=False, compare=False
     )
@@ -71,11 +72,11 @@ class MonitorReport(Record):
         rows = [
             (
                 v.path,
-                _number(v.norm_at_start),
-                _number(v.norm_at_end),
-                _number(v.largest_norm),
+                short_number(v.norm_at_start),
+                short_number(v.norm_at_end),
+                short_number(v.largest_norm),
                 f"{v.clipped_fraction:.0%}",
-                _number(v.update_ratio),
+                short_number(v.update_ratio),
             )
             for v in self.variables
         ]
@@ -90,7 +91,7 @@ class MonitorReport(Record):
 
 
 def summarize(history: History, steps: np.ndarray | None = None) -> MonitorReport:
-    """Sums up recorded gradients, for a table of them or for rules of one's own.
+    """Sums up recorded gradients, for a table or for your own rules.
 
     Args:
         history: `GradientMonitor.history`: by variable, the arrays `norm`,
@@ -141,11 +142,11 @@ def _summary(
     known = ~np.isnan(norm)
     return VariableSummary(
         path=path,
-        norm_at_start=_median(norm[:tenth]),
-        norm_at_end=_median(norm[-tenth:]),
+        norm_at_start=float(median(norm[:tenth])),
+        norm_at_end=float(median(norm[-tenth:])),
         largest_norm=float(np.max(norm[np.isfinite(norm)], initial=0.0)),
         clipped_fraction=float(shortened[known].mean()) if known.any() else 0.0,
-        update_ratio=_median(recorded.get("update_ratio", nothing)),
+        update_ratio=float(median(recorded.get("update_ratio", nothing))),
         nonfinite_steps=len(nonfinite),
         first_nonfinite_step=int(steps[nonfinite[0]]) if len(nonfinite) else None,
         steps_with_gradient=int(known.sum()),
@@ -174,12 +175,3 @@ def _remarks(summaries: tuple[VariableSummary, ...], rows: int) -> list[str]:
             f"that of {strongest.path}."
         )
     return remarks
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else float("nan")
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"

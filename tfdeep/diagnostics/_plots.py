@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain
+from tfdeep._keras import _layer_facts
+from tfdeep._quantities import BY_NAME, Quantity, update_ratio
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._monitor_report import History
 from tfdeep.diagnostics._recording import Recording
@@ -31,7 +33,7 @@ _LONGEST_NAME = 30  # letters
 _USUAL_RATIOS = (1e-4, 1e-2)
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
-# One shape a kind, the same in every figure; a rule of one's own has the last.
+# One shape a kind, the same in every figure; your own rules share the last.
 _MARKERS = dict(zip(KINDS, "ovsD^P*X<>dphH", strict=True))
 _OWN_MARKER = (4, 1, 0)  # a star of four points
 
@@ -81,7 +83,6 @@ def plot_gradient_norms(
         axes.plot(x, _running_median(norm), color=shade, linewidth=1.5, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("kept step" if steps is None else "step")
-    axes.set_ylabel("L2 norm of the gradient")
     axes.set_title(title)
     axes.grid(True, which="major", alpha=0.3)
     if len(shown) <= 20:
@@ -90,7 +91,7 @@ def plot_gradient_norms(
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """The median of each value and its neighbours, a fortieth of all on either side."""
+    """The median of each value and its neighbors, a fortieth of all on either side."""
     reach = max(len(values) // 40, 1)
     padded = np.pad(values.astype(float), reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
@@ -192,7 +193,7 @@ def draw_norms(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
         norm = np.where(norm > 0, norm, np.nan)
         label = _label(rows, row)
         _draw_line(axes, steps, norm, shade, label, len(rows) > _MOST_NAMES)
-    _finish_log(axes)
+    _finish_scale(axes, BY_NAME["norm"])
     if broken:
         axes.plot(
             sorted(set(broken)),
@@ -203,7 +204,6 @@ def draw_norms(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
             label="NaN or infinite",
             markersize=5,
         )
-    axes.set_ylabel("L2 norm of the gradient")
     _finish(axes, recording, "Gradient norm of each layer", len(rows), bool(broken))
 
 
@@ -231,10 +231,10 @@ def draw_heat_map(axes: Any, recording: Recording, findings: Sequence[Finding]) 
     low, high = (
         (float(x) for x in np.percentile(finite, [1, 99])) if len(finite) else (-1, 1)
     )
-    if high - low < 1:  # noise is not to look like a landscape
+    if high - low < 1:  # do not blow up noise
         low, high = (low + high) / 2 - 0.5, (low + high) / 2 + 0.5
     table[is_broken] = np.inf
-    # Colours of their own for what is infinite and what is exactly zero.
+    # Separate colors for infinity and for exactly zero.
     table = np.where(np.isfinite(table), np.clip(table, low, high), table)
     colors = colormaps["viridis"].with_extremes(
         bad="#e6e6e6", under="black", over=_COLORS["critical"]
@@ -266,10 +266,9 @@ def draw_heat_map(axes: Any, recording: Recording, findings: Sequence[Finding]) 
 def draw_updates(axes: Any, recording: Recording, findings: Sequence[Finding]) -> None:
     """Update norm over weight norm of each kernel, where it was measured."""
     rows = _rows(recording)
-    if "update_norm" in recording and "weight_norm" in recording:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = recording["update_norm"] / recording["weight_norm"]
-            ratios = np.where(ratios > 0, ratios, np.nan)
+    ratios = update_ratio(recording)
+    if ratios is not None:
+        ratios = np.where(ratios > 0, ratios, np.nan)
         for row, shade in zip(rows, _shades(len(rows)), strict=True):
             ratio = ratios[:, row.column]
             label = _label(rows, row)
@@ -289,11 +288,10 @@ def draw_updates(axes: Any, recording: Recording, findings: Sequence[Finding]) -
         bbox={"color": "white", "alpha": 0.75, "pad": 1},
         zorder=5,
     )
-    _finish_log(axes)
+    _finish_scale(axes, BY_NAME["update_ratio"])
     # The usual range stays in sight.
     bottom, top = axes.get_ylim()
     axes.set_ylim(min(bottom, low / 2), max(top, high * 2))
-    axes.set_ylabel("norm of the update / norm of the weights")
     _finish(axes, recording, "Size of the updates", len(rows))
 
 
@@ -339,17 +337,17 @@ def draw_units(axes: Any, recording: Recording, findings: Sequence[Finding]) -> 
 
 def draw_loss(axes: Any, recording: Recording, findings: Sequence[Finding]) -> None:
     """The loss of each step's batch."""
+    _finish_scale(axes, BY_NAME["loss"])
     if "loss" in recording:
         loss = recording["loss"][:, 0]
         _draw_line(axes, recording.steps, loss, "#31688e", None)
         known = loss[np.isfinite(loss)]
         if len(known) and known.min() > 0 and known.max() > 100 * known.min():
             axes.set_yscale("log")
-    axes.set_ylabel("loss")
     _finish(axes, recording, "Loss of each step", 0)
 
 
-# What they share.
+# Shared by the panels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,7 +384,7 @@ def _unit_lines(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
     lines = []
     for i, layer in enumerate(recording.layers):
         lines.append((layer.path, "-", _dead(recording, i)))
-        if layer.activation in _measures.BOUNDED:
+        if _layer_facts.activation(layer.activation).saturates:
             flat = _layer_column(recording, "flat_fraction", i)
             lines.append((layer.path, "--", flat))
     return lines
@@ -399,7 +397,8 @@ def _dead(recording: Recording, i: int) -> np.ndarray:
     activation = layer.activation
     if own not in recording:  # then that of a layer of its own is not seen
         activation = _measures.activation_of(recording, layer)
-    if activation not in (*_measures.ONE_SIDED, *_measures.BOUNDED):
+    facts = _layer_facts.activation(activation)
+    if not (facts.can_die or facts.saturates):
         return np.full(len(recording.measured_steps), np.nan)
     dead = _layer_column(recording, own, i)
     column = recording.column(layer.bias)
@@ -439,7 +438,7 @@ def _shades(count: int) -> Any:
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a figure; its end tells more than its beginning."""
+    """A name that fits beside a figure: its end, which says more than its beginning."""
     name = name.replace("$", r"\$")  # no formulas
     return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
 
@@ -451,7 +450,7 @@ def _label(rows: Sequence[_Row], row: _Row) -> str | None:
 def _edges(recording: Recording) -> np.ndarray:
     """The borders of the bins that a run's steps are drawn in."""
     steps = max(int(recording.steps[-1]) + 1, 1) if len(recording.steps) else 1
-    # A long run keeps some steps of many: bins are not to be narrower than the gaps.
+    # A long run keeps only some steps: bins must not be narrower than the gaps.
     gap = int(np.diff(recording.steps).max(initial=1))
     count = max(min(_BINS, steps // gap), 1)
     return np.linspace(0, steps, count + 1)
@@ -505,7 +504,7 @@ def _draw_line(
         return
     x, y = _envelope(steps, values)
     alpha = 0.12 if is_one_of_many else 0.35
-    # Below the thick lines all, so that in an SVG they become one picture.
+    # Below all thick lines, so that an SVG holds them as one picture.
     thin = {"linewidth": 0.5, "alpha": alpha, "zorder": 1.9, "rasterized": True}
     axes.plot(x, y, color=shade, **thin)
     if len(steps) > _BINS:
@@ -528,7 +527,11 @@ def _envelope(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     return steps[kept], values[kept]
 
 
-def _finish_log(axes: Any) -> None:
+def _finish_scale(axes: Any, quantity: Quantity) -> None:
+    """Names the axis of a quantity, and makes it logarithmic if it is to be."""
+    axes.set_ylabel(quantity.unit)
+    if not quantity.is_log:
+        return
     axes.set_yscale("log", nonpositive="mask")
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     values = np.concatenate([np.empty(0), *drawn])

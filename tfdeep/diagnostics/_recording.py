@@ -7,43 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from tfdeep import _quantities
 from tfdeep._core._explain import explain
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._quantities import EACH_STEP, Of, When
 from tfdeep.errors import InvalidArgumentError
-
-# Whose numbers the columns of a quantity are: the net's, ...
-_OF_NET = ("loss", "input_offset", "input_spread")
-# ... those of each variable (`is_frozen` is another of them), ...
-OF_VARIABLES = (
-    "norm",
-    "clipped_norm",
-    "largest_entry",
-    "mean",
-    "zero_fraction",
-    "nonfinite_count",
-    "silent_fraction",
-    "update_norm",
-    "weight_norm",
-)
-# ... or those of each layer.
-_OF_LAYERS = (
-    "output_mean",
-    "output_std",
-    "gradient_std",
-    "flat_fraction",
-    "effective_rank",
-    "nonfinite_output",
-    "inactive_fraction",
-)
-
-# One number a step; everything else is measured more rarely.
-EACH_STEP = ("loss", "norm", "clipped_norm")
 
 _MEMORY = 4_000_000  # bytes for each of the two tables
 
 
 class Recording:
-    """What was recorded of a run: of each step at first, ever more sparsely later on.
+    """What was recorded in a run: every step at first, fewer and fewer later.
 
     Quantities are arrays of shape (steps, columns). A column is a variable, a layer,
     or (of the loss and the first layer's input) the whole net.
@@ -52,10 +26,12 @@ class Recording:
         variables: Paths of the variables.
         layers: The layers, from the input to the output.
         memory: Most bytes that either of the two tables may take.
+        stands_for: How many steps each recorded step stands for: what a single probe
+            shows is taken to last.
 
     Attributes:
         total_steps: How many steps were recorded, kept or not.
-        derived: What others have computed from it; emptied when steps are added.
+        memo: Results that the rules share; emptied when steps are added.
     """
 
     def __init__(
@@ -63,11 +39,13 @@ class Recording:
         variables: Sequence[str],
         layers: Sequence[LayerInfo] = (),
         memory: int = _MEMORY,
+        stands_for: int = 1,
     ) -> None:
         self.variables = tuple(variables)
         self.layers = tuple(layers)
+        self.stands_for = stands_for
         self.total_steps = 0
-        self.derived: dict[Any, Any] = {}
+        self.memo: dict[Any, Any] = {}
         self._columns = {path: i for i, path in enumerate(self.variables)}
         self._columns_of = {
             layer.path: [
@@ -99,7 +77,7 @@ class Recording:
         if not rows:
             raise InvalidArgumentError(
                 explain(
-                    "A recording cannot be extended by nothing.",
+                    "There is nothing to extend the recording by.",
                     received="rows without a quantity that has columns",
                     expected="by quantity, an array of shape (steps, columns)",
                     fix='give at least one, e.g. `{"loss": losses[:, np.newaxis]}`',
@@ -112,12 +90,16 @@ class Recording:
         due = {k: v for k, v in rows.items() if k not in EACH_STEP}
         measured = np.zeros(count, bool)
         for name, values in due.items():
-            if name == "is_frozen":
-                continue  # known at every step, kept for the measured ones
-            measured |= ~np.isnan(values).all(axis=1)
+            if _quantities.is_measured(name):
+                measured |= ~np.isnan(values).all(axis=1)
         self._due.extend(steps[measured], {k: v[measured] for k, v in due.items()})
         self.total_steps = first + count
-        self.derived.clear()
+        self.memo.clear()
+
+    @property
+    def lasted(self) -> int:
+        """For how many steps the run has lasted, or is taken to last."""
+        return self.total_steps * self.stands_for
 
     @property
     def steps(self) -> np.ndarray:
@@ -142,13 +124,17 @@ class Recording:
         table = self._each if quantity in EACH_STEP else self._due
         return table[quantity]
 
-    def width(self, quantity: str) -> int | None:
-        """How many columns a quantity has; None if it is one of somebody's own."""
-        if quantity in _OF_NET:
-            return 1
-        if quantity in (*OF_VARIABLES, "is_frozen"):
-            return len(self.variables)
-        return len(self.layers) if quantity in _OF_LAYERS else None
+    def width(self, name: str) -> int | None:
+        """How many columns a quantity has; None if it is not in the table."""
+        quantity = _quantities.BY_NAME.get(name)
+        if quantity is None or quantity.when is When.DERIVED:
+            return None
+        columns = {
+            Of.NET: 1,
+            Of.VARIABLE: len(self.variables),
+            Of.LAYER: len(self.layers),
+        }
+        return columns[quantity.of]
 
     def at_steps(self, quantity: str) -> np.ndarray:
         """A quantity at `steps`, NaN where it was not measured."""

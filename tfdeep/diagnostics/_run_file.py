@@ -9,9 +9,8 @@ A run begins with a header, `{"run": 1, "tfdeep": ..., "variables": [...], "laye
 * what the optimizer wrappers did, `{"telemetry": [...]}`,
 * and at last the number of steps, `{"end": 1200}`.
 
-It is strict JSON: `null` stands for NaN, `"inf"` for infinity. Another fit appends
-another header. Each line is whole when it is written, so that a crash costs no more
-than the last one.
+It is strict JSON: `null` is NaN, `"inf"` infinity. Another fit appends another header.
+Lines are written whole, so that a crash damages the last one at most.
 """
 
 from __future__ import annotations
@@ -23,16 +22,18 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfdeep import _quantities
+from tfdeep._core._arguments import is_whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._finding import Finding
-from tfdeep.diagnostics._recording import EACH_STEP, Recording
+from tfdeep.diagnostics._recording import Recording
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 
 FILE_NAME = "tfdeep.jsonl"
@@ -54,10 +55,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-_MOST_STEPS = 2**53  # no run is longer; up to here floats tell all steps apart
-
-# What says nothing about whether a step was measured in detail.
-_NOT_MEASURED = (*EACH_STEP, "is_frozen")
+_MOST_STEPS = 2**53  # no run is longer; floats represent all steps up to here
 
 
 def is_written(index: int, dense: int = DENSE_STEPS) -> bool:
@@ -99,7 +97,7 @@ class Thinning:
         chosen = [is_written(step, self._dense) for step in steps]
         measured = np.zeros(count, bool)
         for name, values in rows.items():
-            if name not in _NOT_MEASURED:
+            if _quantities.is_measured(name):
                 measured |= ~np.isnan(values).all(axis=1)
         detailed = np.zeros(count, bool)
         for row in np.flatnonzero(measured):
@@ -217,10 +215,10 @@ class Run:
         recording: The rows that the file holds.
         findings: What the rules found, in the order in which they did.
         telemetry: What each optimizer wrapper did, as `Telemetry.to_dict` gives it;
-            and its `summary`, the same in words.
+            and its `summary`, the same as text.
         runs: How many runs the file holds.
         is_complete: Whether the fit came to its end.
-        notes: What is worth knowing about the file, in words.
+        notes: Remarks about the file, as text.
         tfdeep_version: The version of tfdeep that wrote it.
     """
 
@@ -271,8 +269,8 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     if not starts:
         raise UnknownFormatError(
             explain(
-                "The file is not that of a monitored run.",
-                received=f"{os.fspath(path)!r}, in which no run begins",
+                "This is not the file of a monitored run.",
+                received=f"{os.fspath(path)!r}, which contains no run",
                 expected=f"a file {FILE_NAME} that `GradientMonitor(log_dir)` wrote",
                 fix="give the `log_dir` of a monitor whose fit has begun",
             )
@@ -281,7 +279,7 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     start = starts[number - 1]
     if number < len(starts):
         lines = lines[: starts[number]]
-        # The run behind it has ended a line that was cut short.
+        # The next run has ended a line that was cut short.
         is_cut = len(lines) > start + 1 and not _is_json(lines[-1])
         if is_cut:
             lines.pop()
@@ -296,17 +294,16 @@ def read_run(log_dir: str | os.PathLike[str], run: int | None = None) -> Run:
     if not found.is_complete:
         is_over = number < len(starts)
         still = "" if is_over else "is still running, or "
-        notes.append(f"The fit {still}did not come to its end.")
+        notes.append(f"The fit {still}did not finish.")
     return dataclasses.replace(found, runs=len(starts), notes=tuple(notes))
 
 
 def _checked_run(run: Any, runs: int, path: pathlib.Path) -> int:
-    is_whole = isinstance(run, (int, np.integer)) and not isinstance(run, bool)
-    if is_whole and 1 <= run <= runs:
+    if is_whole_number(run) and 1 <= run <= runs:
         return int(run)
     raise InvalidArgumentError(
         explain(
-            "There is no such run in the file.",
+            "The file has no such run.",
             received=f"run={run!r}; {os.fspath(path)!r} holds {counted(runs, 'run')}",
             expected="a whole number, 1 for the first run, or None for the last",
             fix="leave `run` out to read the last",
@@ -373,7 +370,7 @@ class _Reader:
                 if "step" in line:
                     step = _step(line.pop("step"))
                     if steps and step <= steps[-1]:
-                        raise ValueError(f"step {step} stands behind {steps[-1]}")
+                        raise ValueError(f"step {step} comes after step {steps[-1]}")
                     row = _row(recording, line)
                     if not rows and not row:
                         raise ValueError("the first step has no quantities")
@@ -460,21 +457,26 @@ def _finding(values: Mapping[str, Any]) -> Finding:
     )
 
 
+# By the type of a field of `LayerInfo`, what makes a value of it from JSON.
+_FROM_JSON: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "str | None": lambda value: None if value is None else str(value),
+    "int": int,
+    "float": lambda value: math.nan if value is None else float(value),
+    "bool": bool,
+    "tuple[str, ...]": lambda values: tuple(map(str, values)),
+}
+
+
 def _layer(values: Mapping[str, Any]) -> LayerInfo:
-    """A layer of the header; what another version of tfdeep wrote more is left out."""
-    names = {field.name for field in dataclasses.fields(LayerInfo)}
-    known = {name: value for name, value in values.items() if name in names}
-    for name in ("gain", "recurrent_gain"):
-        value = known.get(name)
-        known[name] = math.nan if value is None else float(value)
-    known["inputs"] = tuple(str(path) for path in known.get("inputs", ()))
-    for name in ("path", "kind", "activation"):
-        if name in known:
-            known[name] = str(known[name])
-    for name in ("kernel", "recurrent_kernel", "bias"):
-        if known.get(name) is not None:
-            known[name] = str(known[name])
-    return LayerInfo(**known)
+    """A layer of the header; fields of other versions of tfdeep are left out."""
+    return LayerInfo(
+        **{
+            field.name: _FROM_JSON[str(field.type)](values[field.name])
+            for field in dataclasses.fields(LayerInfo)
+            if field.name in values
+        }
+    )
 
 
 def _empty_recording(header: Mapping[str, Any]) -> Recording:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from tfdeep._core._explain import explain
-from tfdeep.errors import InvalidArgumentError
+from tfdeep._core._arguments import whole_number
 from tfdeep.initializers._variance_scaling import VarianceScaling
 
 
@@ -24,7 +22,7 @@ class Fixup(VarianceScaling):
         std = L**(-1 / (2 m - 2)) * gain(activation) / sqrt(n)
 
     for all layers of a branch but the last, and zeros for the last layer of each
-    branch and for the output layer, it changes by as much whatever the depth. The paper
+    branch and for the output layer, the change does not depend on the depth. The paper
     adds a scalar bias before each layer and a scalar factor to each branch.
 
     Args:
@@ -70,12 +68,16 @@ class Fixup(VarianceScaling):
         super().__init__(
             activation, mode, distribution, convention, seed, input_axes, output_axes
         )
-        self.num_branches = _at_least(1, num_branches, "num_branches", "")
-        self.layers_per_branch = _at_least(
-            2,
+        self.num_branches = whole_number(
+            num_branches, "num_branches", "Fixup", above=0, example=16
+        )
+        self.layers_per_branch = whole_number(
             layers_per_branch,
             "layers_per_branch",
-            '; the only layer of a branch is its last, which starts with "zeros"',
+            "Fixup",
+            above=1,
+            fix="count the layers with weights in one branch; the only layer of a "
+            'branch is its last layer, which starts with "zeros"',
         )
         self.gain *= self.num_branches ** (-1 / (2 * self.layers_per_branch - 2))
 
@@ -84,18 +86,3 @@ class Fixup(VarianceScaling):
         config["num_branches"] = self.num_branches
         config["layers_per_branch"] = self.layers_per_branch
         return config
-
-
-def _at_least(lower: int, value: Any, argument: str, why: str) -> int:
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if is_whole and value >= lower:
-        return int(value)
-    raise InvalidArgumentError(
-        explain(
-            f"`Fixup` cannot scale by this {argument}.",
-            received=f"{argument}={value!r}",
-            expected=f"an int >= {lower}{why}",
-            fix="count the branches of the whole net, and the layers with weights in "
-            "one of them",
-        )
-    )

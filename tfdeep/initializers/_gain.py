@@ -1,4 +1,4 @@
-"""How much an activation shrinks a signal, and by what its weights make up for it."""
+"""How much an activation shrinks a signal, and the gain of weights that undoes it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
+from tfdeep._keras._layer_facts import activation_name
 from tfdeep.errors import InvalidArgumentError
 
 CONVENTIONS = ("second_moment", "variance", "table", "lisa")
 
-_RECTIFIERS = ("relu", "relu6", "leakyrelu", "prelu", "rrelu", "elu")
+# The variants of ReLU that the tables mean.
+_RECTIFIERS = ("relu", "relu6", "leaky_relu", "elu")
 _TABLE = {"linear": 1.0, "sigmoid": 1.0, "tanh": 4.0} | dict.fromkeys(
     _RECTIFIERS, math.sqrt(2)
 )
@@ -26,7 +29,7 @@ _LISA = _TABLE | {"sigmoid": 4.0, "tanh": 1.0}
 def gain(activation: Any, convention: str = "second_moment") -> float:
     """The factor on the standard deviation of the weights that feed an activation.
 
-    Use it to start a net with an activation that no named initializer knows: weights
+    Use it for an activation that has no named initializer: weights
     of variance `gain**2 / fan_in` then keep the scale of the signal from layer to
     layer.
 
@@ -40,9 +43,9 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
     The first is the one to use: a layer's next input is `f(z)`, and what its variance
     grows by is the second moment, not the variance. The second is for kernels of zero
     mean over their inputs (weight standardization). The two tables are for `fan_avg`.
-    They are handed down in text books and disagree about the factor of 4, which
-    belongs to the logistic function if it belongs anywhere: ten layers of tanh with
-    it saturate and their gradients explode.
+    They come from textbooks and disagree about the factor of 4, which belongs to the
+    logistic function if anywhere: ten layers of tanh with it saturate, and their
+    gradients explode.
 
     Unit variance is a fixed point. ELU, SELU and tanh return to it from nearby, ReLU
     keeps what it has, and GELU and SiLU drift away from it over tens of layers: those
@@ -54,7 +57,7 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
     Args:
         activation: Name of a Keras activation, a function, or an activation layer,
             whose parameters count: `keras.layers.LeakyReLU(negative_slope=0.1)`. It
-            must treat each entry by itself. None is linear.
+            must work element by element. None is linear.
         convention: "second_moment", "variance", "table" or "lisa".
 
     Returns:
@@ -77,15 +80,7 @@ def gain(activation: Any, convention: str = "second_moment") -> float:
         Brock et al., 2021, https://arxiv.org/abs/2101.08692 (section 3);
         Glorot and Bengio, 2010.
     """
-    if convention not in CONVENTIONS:
-        raise InvalidArgumentError(
-            explain(
-                "There is no gain by this convention.",
-                received=f"convention={convention!r}",
-                expected=" or ".join(map(repr, CONVENTIONS)),
-                fix='leave `convention` out, which is "second_moment"',
-            )
-        )
+    one_of(convention, CONVENTIONS, "convention", "gain")
     if activation is None or isinstance(activation, str):
         return _gain_by_name(activation or "linear", convention)
     return _gain(activation, activation, convention)
@@ -128,11 +123,8 @@ def _gain(function: Callable[[Any], Any], given: Any, convention: str) -> float:
 
 
 def _looked_up(table: dict[str, float], function: Any, given: Any) -> float:
-    name = getattr(function, "__name__", type(function).__name__)
-    if isinstance(function, keras.layers.Activation):
-        name = getattr(function.activation, "__name__", "")
     try:
-        return table[name.lower().replace("_", "")]
+        return table[activation_name(function) or "linear"]
     except KeyError:
         raise InvalidArgumentError(
             explain(
@@ -159,7 +151,7 @@ def _moments(function: Callable[[Any], Any], given: Any) -> tuple[float, float]:
     ):
         raise InvalidArgumentError(
             explain(
-                "A gain is for activations that treat each entry by itself.",
+                "A gain exists only for activations that work element by element.",
                 received=f"activation={given!r}",
                 expected="a function whose outputs depend on one input each",
                 fix="give the layer before it an initializer without an activation",

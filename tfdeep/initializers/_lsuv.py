@@ -13,12 +13,14 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import number
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._layer_calls import replace
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
+from tfdeep._keras._walk import layers_of_kind
+from tfdeep.errors import DataError, ModelError
 from tfdeep.initializers._orthogonal import Orthogonal
 from tfdeep.initializers._owner import drawing_for
 
@@ -116,12 +118,12 @@ def lsuv(
     The variance is that of all entries, before the activation. The model is called
     once: each layer is scaled when it is reached, and what follows sees its new output.
     It does not make a net see its input: with the logistic function nearly all of the
-    variance soon lies between units. The report tells how much does not (`signal`).
+    variance soon lies between units. The report says how much does not (`signal`).
 
     Dense layers, `EinsumDense` (so also attention), convolutions of every kind and
     those inside other layers and models are scaled, by their last kernel if they have
     two. Left as they are, and named in the report: recurrent layers, layers inside
-    wrappers that make the kernel anew (spectral or weight normalization), embeddings,
+    wrappers that compute the kernel (spectral or weight normalization), embeddings,
     frozen kernels, and kernels that are all zero, as at the end of residual branches.
     Batch normalization computes as in training and keeps its moving averages; dropout
     is off. A shared layer is scaled in its first call.
@@ -141,7 +143,7 @@ def lsuv(
 
     Raises:
         SelectionError: If a pattern selects no kernel.
-        InvalidArgumentError: If the tolerance is no number > 0.
+        InvalidArgumentError: If the tolerance is not a number > 0.
         DataError: If the batch is a dataset.
         ModelError: If the model has no weights yet, hides what it computes in a
             `tf.function`, or a layer cannot be brought to unit variance. The weights
@@ -158,15 +160,7 @@ def lsuv(
     Reference:
         Mishkin and Matas, 2016, https://arxiv.org/abs/1511.06422 (algorithm 1).
     """
-    if not tolerance > 0:
-        raise InvalidArgumentError(
-            explain(
-                "No variance is this close to 1.",
-                received=f"tolerance={tolerance!r}",
-                expected="a number > 0",
-                fix="leave it out, which is 0.01",
-            )
-        )
+    tolerance = number(tolerance, "tolerance", "lsuv", above=0, example=0.01)
     if isinstance(batch, tf.data.Dataset):
         raise DataError(
             explain(
@@ -275,9 +269,9 @@ class _Sweep:
                 replace(stack, kernel.layer, "call", around)
                 if getattr(kernel.layer, "activation", None) is not None:
                     replace(stack, kernel.layer, "activation", self._seen)
-            for layer in _all_layers(model):
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    replace(stack, layer, "call", _as_in_training)
+            norms = layers_of_kind(model, keras.layers.BatchNormalization)
+            for norm in norms.values():
+                replace(stack, norm, "call", _as_in_training)
             model(batch, training=False)
         if self.failure is not None:
             raise self.failure
@@ -361,16 +355,6 @@ def _cannot(path: str, variance: float) -> ModelError:
             "nothing was changed",
         )
     )
-
-
-def _all_layers(model: Any) -> list[Any]:
-    found, waiting = {id(model): model}, [model]
-    while waiting:
-        for inner in _internals.sublayers(waiting.pop()):
-            if id(inner) not in found:
-                found[id(inner)] = inner
-                waiting.append(inner)
-    return list(found.values())
 
 
 def _as_in_training(call: Callable[..., Any]) -> Callable[..., Any]:

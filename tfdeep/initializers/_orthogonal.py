@@ -9,9 +9,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number
 from tfdeep._core._explain import a_type, explain
+from tfdeep._keras._layer_facts import KernelAxes
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.initializers._layout import Layout, layout_of
+from tfdeep.initializers._axes import axes_of
 from tfdeep.initializers._owner import Owner
 from tfdeep.initializers._random import RandomInitializer
 
@@ -27,19 +29,12 @@ class _GainedInitializer(RandomInitializer):
         output_axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(seed, input_axes, output_axes)
-        try:
-            self.gain = float(gain)
-        except (TypeError, ValueError):
-            self.gain = math.nan
-        if not math.isfinite(self.gain):
-            raise InvalidArgumentError(
-                explain(
-                    f"`{type(self).__name__}` cannot scale by this gain.",
-                    received=f"gain={gain!r}",
-                    expected="a finite number",
-                    fix='for an activation: gain=tfdeep.initializers.gain("relu")',
-                )
-            )
+        self.gain = number(
+            gain,
+            "gain",
+            type(self).__name__,
+            fix='for an activation: gain=tfdeep.initializers.gain("relu")',
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -56,12 +51,12 @@ class Orthogonal(_GainedInitializer):
 
         W^T W = gain^2 I    or, with fewer rows than columns,    W W^T = gain^2 I
 
-    It is uniform among all such matrices (QR of a normal matrix, its signs mended).
-    Keras has this for one reading of the axes; here they are read as the layer uses
-    them: transposed convolutions, attention and `EinsumDense` are orthogonal as maps,
-    and so is each group and each channel of a grouped or depthwise convolution. The
-    decomposition is made in float32 or float64, and rounded to the dtype that is asked
-    for: bfloat16 works.
+    It is uniform among all such matrices (QR of a normal matrix, with the signs
+    corrected). Keras has this for one reading of the axes; here they are read as the
+    layer uses them: transposed convolutions, attention and `EinsumDense` are orthogonal
+    as maps, and so is each group and each channel of a grouped or depthwise
+    convolution. The decomposition is made in float32 or float64, and rounded to the
+    requested dtype: bfloat16 works.
 
     Args:
         gain: Finite float: the factor. `tfdeep.initializers.gain("tanh")` for tanh.
@@ -71,7 +66,7 @@ class Orthogonal(_GainedInitializer):
 
     Raises:
         InvalidArgumentError: If an argument has no meaning; when it draws, if the
-            shape alone does not tell the matrix.
+            axes do not follow from the shape.
 
     Example:
 
@@ -86,17 +81,17 @@ class Orthogonal(_GainedInitializer):
     """
 
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
-        layout = layout_of(shape, owner, self.input_axes, self.output_axes)
-        ins, apart = layout.window + layout.inputs, layout.apart
+        axes = axes_of(shape, owner, self.input_axes, self.output_axes)
+        ins, separate = axes.window + axes.inputs, axes.separate
         if not ins:  # an embedding: its rows are drawn as one matrix
-            ins, apart = apart, ()
-        order = (*apart, *ins, *layout.outputs)
-        maps = math.prod(shape[i] for i in apart)
+            ins, separate = separate, ()
+        order = (*separate, *ins, *axes.outputs)
+        maps = math.prod(shape[i] for i in separate)
         rows = math.prod(shape[i] for i in ins)
-        columns = math.prod(shape[i] for i in layout.outputs) // layout.groups
-        values = _orthogonal(maps * layout.groups, rows, columns, dtype, seed)
+        columns = math.prod(shape[i] for i in axes.outputs) // axes.groups
+        values = _orthogonal(maps * axes.groups, rows, columns, dtype, seed)
         # The outputs of the groups lie one after the other on the last axis.
-        values = ops.reshape(values, (maps, layout.groups, rows, columns))
+        values = ops.reshape(values, (maps, axes.groups, rows, columns))
         values = ops.transpose(values, (0, 2, 1, 3))
         values = ops.reshape(values, [shape[i] for i in order])
         return self.gain * ops.transpose(
@@ -143,10 +138,10 @@ class DeltaOrthogonal(_GainedInitializer):
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
         rank = len(shape)
         window = tuple(range(rank - 2))
-        plain = Layout(window, (rank - 2,), (rank - 1,))
+        plain = KernelAxes(window, (rank - 2,), (rank - 1,))
         # Called directly, the shape is taken for what this initializer is for.
-        layout = layout_of(shape, owner) if owner.path else plain
-        if rank not in (3, 4, 5) or layout != plain:
+        axes = axes_of(shape, owner) if owner.path else plain
+        if rank not in (3, 4, 5) or axes != plain:
             raise self._refusal(
                 "is for the kernels of plain convolutions.",
                 shape,

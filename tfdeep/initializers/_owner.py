@@ -1,8 +1,8 @@
-"""For which variable of which layer an initializer is being called.
+"""Finds the variable and the layer for which an initializer is called.
 
-Keras tells an initializer nothing but a shape, and a shape does not tell a depthwise
-kernel from that of a plain convolution. So the callers are asked: the public method
-`Layer.add_weight` and the `keras.Variable` it makes are among them.
+Keras gives an initializer only a shape, which is the same for a depthwise kernel and
+for that of a plain convolution. So it is read from the call stack: the public method
+`Layer.add_weight`, and the `keras.Variable` that it makes, are on it.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ class Owner:
     path: str = ""
 
 
-_told: contextvars.ContextVar[Owner | None] = contextvars.ContextVar(
-    "told", default=None
+_set: contextvars.ContextVar[Owner | None] = contextvars.ContextVar(
+    "owner", default=None
 )
 
 
 @contextlib.contextmanager
 def drawing_for(layer: Any, variable: Any) -> Iterator[None]:
-    """Tells initializers the owner while the context is open."""
-    token = _told.set(Owner(layer, variable.name, variable.path))
+    """Sets the owner that initializers see while the context is open."""
+    token = _set.set(Owner(layer, variable.name, variable.path))
     try:
         yield
     finally:
-        _told.reset(token)
+        _set.reset(token)
 
 
 def current() -> Owner:
     """The owner of the values that are being drawn."""
-    told = _told.get()
-    if told is not None:
-        return told
+    owner = _set.get()
+    if owner is not None:
+        return owner
     variable: Any = None
     for caller, method in _owners.callers((keras.Variable, keras.layers.Layer)):
         if isinstance(caller, keras.Variable):

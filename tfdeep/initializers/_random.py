@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import numbers
 import random
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import keras
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.initializers import _owner
@@ -22,7 +22,7 @@ class _Config(dict[str, Any]):
     """A config that knows the counts of the instance it describes.
 
     An attention layer copies its initializer for each of its kernels, by its config.
-    The copies go on counting where others are; a config from a file starts anew.
+    Copies continue the count of the original; a config from a file starts at zero.
     """
 
     counts: collections.Counter[str]
@@ -49,31 +49,28 @@ class RandomInitializer(keras.initializers.Initializer):
         input_axes: Sequence[int] | None = None,
         output_axes: Sequence[int] | None = None,
     ) -> None:
-        is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-        if seed is not None and not is_whole:
-            raise InvalidArgumentError(
-                explain(
-                    f"`{type(self).__name__}` cannot draw with this seed.",
-                    received=f"seed={seed!r}",
-                    expected="an int or None",
-                    fix="pass an int: layers that share the initializer get values of "
-                    "their own without a `SeedGenerator`",
-                )
+        if seed is not None:
+            seed = whole_number(
+                seed,
+                "seed",
+                type(self).__name__,
+                fix="pass an int or None: layers that share the initializer get "
+                "different values without a `SeedGenerator`",
             )
         if (input_axes is None) != (output_axes is None):
             raise InvalidArgumentError(
                 explain(
-                    "One half of the axes is missing.",
+                    "`input_axes` and `output_axes` must be given together.",
                     received=f"input_axes={input_axes!r}, output_axes={output_axes!r}",
                     expected="both or neither",
                     fix="for a plain 2-D convolution: input_axes=(0, 1, 2), "
                     "output_axes=(0, 1, 3)",
                 )
             )
-        self.seed = None if seed is None else int(seed)
+        self.seed = seed
         self.input_axes = None if input_axes is None else list(input_axes)
         self.output_axes = None if output_axes is None else list(output_axes)
-        self._base_seed = random.randint(1, 10**9) if seed is None else int(seed)
+        self._base_seed = random.randint(1, 10**9) if seed is None else seed
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Drawing variables of a model anew."""
+"""Draws new values for variables of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_ROWS = 40
 
 @dataclasses.dataclass(frozen=True)
 class DrawnVariable:
-    """A variable that was drawn anew.
+    """A variable that got new values.
 
     Attributes:
         path: The variable's path in its model.
@@ -44,9 +44,9 @@ class ReinitializeReport(Record):
 
     Attributes:
         model: Name of the model.
-        drawn: The variables that were drawn anew.
-        kept: Paths of the variables that were never in question: states of random
-            generators, counts, and what `adapt` has learned from data.
+        drawn: The variables that got new values.
+        kept: Paths of the variables that are never drawn: states of random generators,
+            counts, and what `adapt` has learned from data.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ReinitializeReport(Record):
             for v in self.drawn
         ]
         return render_table(
-            f"{self.model}: {len(self.drawn)} variables drawn anew",
+            f"{self.model}: {len(self.drawn)} variables drawn again",
             ["variable", "shape", "std before", "std after"],
             shorten(rows, _MOST_ROWS),
             notes=[f"kept: {listing(self.kept)}"] if self.kept else [],
@@ -78,7 +78,7 @@ def reinitialize(
     exclude: Patterns = None,
     initializer: Any = None,
 ) -> ReinitializeReport:
-    """Draws chosen variables of a model anew.
+    """Draws new values for chosen variables of a model.
 
     Use it to start a head or the upper layers again in transfer learning, or to try
     another initializer on a net that is built. A compiled model stays compiled; its
@@ -93,7 +93,7 @@ def reinitialize(
             draw. None takes all.
         exclude: A pattern or a list of patterns; the variables to leave as they are.
         initializer: Name of a Keras initializer, or an initializer, for all of them.
-            Those of tfdeep are told the layer of each variable. None for each layer's
+            Those of tfdeep know the layer of each variable. None for each layer's
             own.
 
     Returns:
@@ -102,8 +102,8 @@ def reinitialize(
     Raises:
         SelectionError: If a pattern selects nothing.
         InvalidArgumentError: If the initializer cannot draw one of the variables.
-        ModelError: If the model has no weights yet, or a layer cannot be made anew
-            from its config. Nothing is changed by any of them.
+        ModelError: If the model has no weights yet, or a layer cannot be made
+            again from its config. Nothing is changed by any of them.
 
     Example:
 
@@ -165,7 +165,7 @@ def _drawn_by(initializer: Any, v: ModelVariable) -> np.ndarray:
                 f"The initializer does not fit `{v.path}`.",
                 received=f"values of shape {value.shape}",
                 expected=f"shape {shape}",
-                fix="return values of the shape that is asked for; nothing was changed",
+                fix="return values of the requested shape; nothing was changed",
             )
         )
     return value
@@ -176,7 +176,7 @@ def _of_their_layers(variables: list[ModelVariable]) -> list[np.ndarray]:
     layers = {id(v.layer): v for v in variables}
     new: dict[int, np.ndarray] = {}
     for v in layers.values():
-        fresh = _made_anew(v)
+        fresh = _remade(v)
         for old, other in zip(
             _variables.own_weights(v.layer), _variables.own_weights(fresh), strict=True
         ):
@@ -184,7 +184,7 @@ def _of_their_layers(variables: list[ModelVariable]) -> list[np.ndarray]:
     return [new[id(v.variable)] for v in variables]
 
 
-def _made_anew(v: ModelVariable) -> Any:
+def _remade(v: ModelVariable) -> Any:
     layer = v.layer
     try:
         fresh = type(layer).from_config(layer.get_config())
@@ -195,20 +195,20 @@ def _made_anew(v: ModelVariable) -> Any:
         if not fresh.built:
             fresh.build_from_config(layer.get_build_config())
         shapes = [tuple(w.shape) for w in _variables.own_weights(fresh)]
-    except Exception as error:  # whatever a layer of the user's own may raise
-        raise _not_made_anew(v, f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # whatever the user's layer may raise
+        raise _not_remade(v, f"{type(error).__name__}: {error}") from error
     expected = [tuple(w.shape) for w in _variables.own_weights(layer)]
     if shapes != expected:
-        raise _not_made_anew(v, f"weights of shapes {shapes} instead of {expected}")
+        raise _not_remade(v, f"weights of shapes {shapes} instead of {expected}")
     return fresh
 
 
-def _not_made_anew(v: ModelVariable, received: str) -> ModelError:
+def _not_remade(v: ModelVariable, received: str) -> ModelError:
     return ModelError(
         explain(
-            f"The layer of `{v.path}` cannot be made anew from its config.",
+            f"The layer of `{v.path}` cannot be made again from its config.",
             received=received,
-            expected=f"{a_type(v.layer)} whose `get_config` and `build` tell all of it",
+            expected=f"{a_type(v.layer)} whose `get_config` and `build` are complete",
             fix="pass `initializer` for it, or leave it out by `exclude`; "
             "nothing was changed",
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
+from tfdeep.initializers._axes import axes_of
 from tfdeep.initializers._gain import gain
-from tfdeep.initializers._layout import layout_of
 from tfdeep.initializers._owner import Owner
 from tfdeep.initializers._random import RandomInitializer
 
@@ -43,7 +44,7 @@ class VarianceScaling(RandomInitializer):
     | embedding | (ids, units) | 1 | units |
 
     with w the places of the window. The layer is the one whose `add_weight` calls the
-    initializer. Where there is none and the shape is no matrix, give `input_axes` and
+    initializer. If there is none and the shape is not a matrix, give `input_axes` and
     `output_axes`. Strides and padding do not count.
 
     Args:
@@ -62,8 +63,8 @@ class VarianceScaling(RandomInitializer):
         output_axes: The axes of the kernel through which one input is seen.
 
     Raises:
-        InvalidArgumentError: If an argument has no meaning; when it draws, if the
-            shape alone does not tell the fans.
+        InvalidArgumentError: If an argument is not valid; when it draws, if the
+            fans do not follow from the shape.
 
     Example:
 
@@ -88,30 +89,16 @@ class VarianceScaling(RandomInitializer):
         output_axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(seed, input_axes, output_axes)
-        for argument, value, known in (
-            ("mode", mode, MODES),
-            ("distribution", distribution, DISTRIBUTIONS),
-        ):
-            if value not in known:
-                raise InvalidArgumentError(
-                    explain(
-                        f"`{type(self).__name__}` does not know this {argument}.",
-                        received=f"{argument}={value!r}",
-                        expected=" or ".join(map(repr, known)),
-                        fix=f"leave it out, which is {known[0]!r}"
-                        if argument == "distribution"
-                        else 'leave it out, which is "fan_avg"',
-                    )
-                )
         self.activation = _deserialized(activation)
-        self.mode = mode
-        self.distribution = distribution
+        name = type(self).__name__
+        self.mode = one_of(mode, MODES, "mode", name)
+        self.distribution = one_of(distribution, DISTRIBUTIONS, "distribution", name)
         self.convention = convention
         self.gain = gain(self.activation, convention)
 
     def draw(self, shape: tuple[int, ...], dtype: str, seed: int, owner: Owner) -> Any:
-        layout = layout_of(shape, owner, self.input_axes, self.output_axes)
-        fan_in, fan_out = layout.fans(shape)
+        axes = axes_of(shape, owner, self.input_axes, self.output_axes)
+        fan_in, fan_out = axes.fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out}.get(
             self.mode, (fan_in + fan_out) / 2
         )

@@ -102,7 +102,7 @@ def activation_properties(activation: Any) -> ActivationProperties:
     _check_element_wise(function, x, y, activation)
     ends, end_slopes = _measured(function, np.array([-_FAR, _FAR]))
     largest = float(np.abs(slope).max())
-    # Between neighbours, a slope without a corner and a curve without a jump.
+    # Between neighbors, a slope without a corner and a curve without a jump.
     steepest = np.maximum(np.abs(slope[1:]), 1)
     has_corner = (np.abs(np.diff(slope)) > 0.01 * steepest).any()
     has_jump = np.abs(np.diff(y)).max() > 2 * _STEP * (largest + 0.01)

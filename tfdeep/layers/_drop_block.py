@@ -7,18 +7,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdeep.layers._arguments import number, one_of, whole_number
+from tfdeep._core._arguments import number, one_of, whole_number
+from tfdeep.layers._configured import ConfiguredLayer
 from tfdeep.layers._uniform import uniform
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class DropBlock2D(keras.layers.Layer):
-    """Drops squares of a feature map while training, each channel by itself.
+class DropBlock2D(ConfiguredLayer):
+    """Drops squares of a feature map while training, in each channel separately.
 
-    Use it in place of dropout behind convolutions: neighbours in a feature map say
-    the same, so that dropping single places takes little away. Squares of b x b
-    places are dropped; their centers lie where the square fits into the map, each
-    with the probability
+    Use it instead of dropout after convolutions: neighbors in a feature map are alike,
+    so that dropping single places removes little information. Squares of b x b places
+    are dropped; their centers lie where the square fits into the map, each with the
+    probability
 
         gamma = rate / b^2 * (h w) / ((h - b + 1) (w - b + 1))
 
@@ -55,6 +56,8 @@ class DropBlock2D(keras.layers.Layer):
         Ghiasi et al., 2018, https://arxiv.org/abs/1810.12890 (algorithm 1).
     """
 
+    arguments = ("rate", "block_size", "seed", "data_format")
+
     def __init__(
         self,
         rate: float,
@@ -68,18 +71,17 @@ class DropBlock2D(keras.layers.Layer):
             rate, "rate", "DropBlock2D", at_least=0, at_most=0.999, example=0.1
         )
         self.block_size = whole_number(
-            block_size, "block_size", "DropBlock2D", 1, example=7
+            block_size, "block_size", "DropBlock2D", above=0, example=7
         )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.data_format = one_of(
-            ("channels_last", "channels_first"),
             data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
             "data_format",
             "DropBlock2D",
         )
         self.input_spec = keras.layers.InputSpec(ndim=4)
-        self.supports_masking = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not training or self.rate == 0:
@@ -113,15 +115,3 @@ class DropBlock2D(keras.layers.Layer):
             data_format="channels_last",
         )
         return 1 - dropped
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "block_size": self.block_size,
-            "seed": self.seed,
-            "data_format": self.data_format,
-        }

@@ -1,4 +1,4 @@
-"""The normalization of AlexNet, over neighbouring channels."""
+"""The normalization of AlexNet, over neighboring channels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep.layers._arguments import number, one_of, whole_number
+from tfdeep._core._arguments import flag, number, one_of, whole_number
+from tfdeep.layers._configured import ConfiguredLayer
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class LocalResponseNormalization(keras.layers.Layer):
-    """Divides each value by the strength of its neighbours in other channels.
+class LocalResponseNormalization(ConfiguredLayer):
+    """Divides each value by the strength of its neighbors in other channels.
 
-    Use it to rebuild networks of the time of AlexNet; new ones train better with
+    Use it to rebuild networks from the time of AlexNet; new ones train better with
     `keras.layers.BatchNormalization` or `GroupNormalization`. With k = `bias` and
     r = `depth_radius`:
 
@@ -23,13 +24,13 @@ class LocalResponseNormalization(keras.layers.Layer):
     over the 2 r + 1 channels around i, fewer at the edges. The paper's n is
     2 r + 1 = 5. Some texts count n + 1 points, which holds for even n. The defaults
     are the paper's; `tf.nn.local_response_normalization` has (5, 1, 1, 0.5). It is
-    computed in float32 whatever the dtype of the layer, for the squares of float16
+    computed in float32 whatever the dtype of the layer, because squares of float16
     overflow.
 
     Args:
         depth_radius: Integer >= 0. How many channels to each side count.
         bias: Float > 0. The paper's k.
-        alpha: Float. The weight of a neighbour's square.
+        alpha: Float. The weight of a neighbor's square.
         beta: Float. The exponent.
         alpha_over_n: Whether to divide `alpha` by n = 2 r + 1, as Caffe and PyTorch
             do; the paper and TensorFlow do not.
@@ -57,6 +58,8 @@ class LocalResponseNormalization(keras.layers.Layer):
         Neural Networks" (section 3.3).
     """
 
+    arguments = ("depth_radius", "bias", "alpha", "beta", "alpha_over_n", "data_format")
+
     def __init__(
         self,
         depth_radius: int = 2,
@@ -70,20 +73,19 @@ class LocalResponseNormalization(keras.layers.Layer):
         super().__init__(**kwargs)
         name = "LocalResponseNormalization"
         self.depth_radius = whole_number(
-            depth_radius, "depth_radius", name, 0, example=2
+            depth_radius, "depth_radius", name, at_least=0, example=2
         )
-        self.bias = number(bias, "bias", name, at_least=1e-30, example=2.0)
+        self.bias = number(bias, "bias", name, above=0, example=2.0)
         self.alpha = number(alpha, "alpha", name, example=1e-4)
         self.beta = number(beta, "beta", name, example=0.75)
-        self.alpha_over_n = bool(alpha_over_n)
+        self.alpha_over_n = flag(alpha_over_n, "alpha_over_n", name)
         self.data_format = one_of(
-            ("channels_last", "channels_first"),
             data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
             "data_format",
             name,
         )
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
-        self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
         n = 2 * self.depth_radius + 1
@@ -102,17 +104,3 @@ class LocalResponseNormalization(keras.layers.Layer):
         if self.data_format == "channels_first":
             y = tf.experimental.numpy.moveaxis(y, -1, 1)
         return tf.cast(tf.ensure_shape(y, inputs.shape), inputs.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "depth_radius": self.depth_radius,
-            "bias": self.bias,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "alpha_over_n": self.alpha_over_n,
-            "data_format": self.data_format,
-        }

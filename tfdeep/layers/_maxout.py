@@ -7,16 +7,17 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import explain
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import whole_number
+from tfdeep.layers._configured import ConfiguredLayer
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class Maxout(keras.layers.Layer):
+class Maxout(ConfiguredLayer):
     """Keeps the largest feature of each group of features.
 
-    Use it behind a linear dense or convolution layer with k times as many features
+    Use it after a linear dense or convolution layer with k times as many features
     as wanted: the two together learn a convex, piecewise linear activation.
 
         h_i = max_j z_(i + j m),    i = 1 ... m,    j = 0 ... k - 1
@@ -50,11 +51,14 @@ class Maxout(keras.layers.Layer):
         Goodfellow et al., 2013, https://arxiv.org/abs/1302.4389.
     """
 
+    arguments = ("num_units", "axis")
+
     def __init__(self, num_units: int, axis: int = -1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.num_units = whole_number(num_units, "num_units", "Maxout", 1, example=8)
+        self.num_units = whole_number(
+            num_units, "num_units", "Maxout", above=0, example=8
+        )
         self.axis = axis
-        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         self._check(input_shape)
@@ -86,10 +90,3 @@ class Maxout(keras.layers.Layer):
                     fix="choose `num_units` so that it divides the number of features",
                 )
             )
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "num_units": self.num_units,
-            "axis": self.axis,
-        }

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import a_type, explain
-from tfdeep._keras import _internals
+from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import whole_number
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -125,9 +125,11 @@ def mc_predict(
     Reference:
         Gal and Ghahramani, 2016, https://arxiv.org/abs/1506.02142 (section 4).
     """
-    samples = whole_number(samples, "samples", "mc_predict", 1, example=100)
-    batch_size = whole_number(batch_size, "batch_size", "mc_predict", 1, example=32)
-    if not _is_stochastic(model):
+    samples = whole_number(samples, "samples", "mc_predict", above=0, example=100)
+    batch_size = whole_number(
+        batch_size, "batch_size", "mc_predict", above=0, example=32
+    )
+    if not layers_of_kind(model, (MCDropout, MCAlphaDropout)):
         raise ModelError(
             explain(
                 f"`mc_predict` would get the same from each call of '{model.name}'.",
@@ -159,12 +161,6 @@ def mc_predict(
     parts = [moments(batch) for batch in batches]
     mean, std = (np.concatenate(part) for part in zip(*parts, strict=True))
     return MCPrediction(mean, std)
-
-
-def _is_stochastic(layer: Any) -> bool:
-    if isinstance(layer, MCDropout | MCAlphaDropout):
-        return True
-    return any(map(_is_stochastic, _internals.sublayers(layer)))
 
 
 def _wide(outputs: Any) -> tf.Tensor:

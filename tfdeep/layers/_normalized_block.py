@@ -105,7 +105,7 @@ class NormalizedBlock(keras.layers.Wrapper):
 
 
 def _surplus(layer: Any, normalization: Any) -> dict[str, Any]:
-    """The arguments that take the activation and a bias in vain out of a layer."""
+    """The arguments that remove the activation and a useless bias from a layer."""
     surplus: dict[str, Any] = {}
     if not _is_linear(getattr(layer, "activation", None)):
         surplus["activation"] = None

@@ -1,11 +1,11 @@
-"""Which activation to take, and why."""
+"""Recommends an activation, with the reason."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from tfdeep._core._arguments import one_of
 from tfdeep._core._records import Record
-from tfdeep.layers._arguments import one_of
 
 _OUTPUTS = {
     "binary": ("sigmoid", "a yes or no is the probability of yes"),
@@ -55,12 +55,12 @@ def recommend_activation(
     6. Else: ReLU, which is fast and saturates on one side only.
 
     Args:
-        output: For an output layer, what it tells: `"binary"`, `"classes"` or
+        output: For an output layer, what it predicts: `"binary"`, `"classes"` or
             `"numbers"`. None for a hidden layer.
         overfitting: Whether the network overfits.
         large_dataset: Whether there are very many examples.
         dead_units: Whether many units put out 0 for every example;
-            `tfdeep.diagnose` tells.
+            `tfdeep.diagnose` shows it.
         light_network: Whether the network is to do without batch normalization.
 
     Returns:
@@ -77,7 +77,7 @@ def recommend_activation(
     'tfdeep.layers.RReLU()'
     """
     if output is not None:
-        choice = one_of(tuple(_OUTPUTS), output, "output", "recommend_activation")
+        choice = one_of(output, _OUTPUTS, "output", "recommend_activation")
         return ActivationAdvice(
             _OUTPUTS[choice][0], "glorot_uniform", _OUTPUTS[choice][1]
         )

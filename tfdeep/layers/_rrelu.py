@@ -8,17 +8,18 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number, one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.layers._arguments import number, one_of
+from tfdeep.layers._configured import ConfiguredLayer
 from tfdeep.layers._uniform import coarse_uniform
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class RReLU(keras.layers.Layer):
-    """A leaky rectifier whose slope is drawn anew for each element while training.
+class RReLU(ConfiguredLayer):
+    """A leaky ReLU that draws a slope for each element while training.
 
-    Use it where a network with ReLU overfits or loses units for good: the noise in
+    Use it where a network with ReLU overfits or its units die: the noise in
     the slope regularizes, and no unit is ever without a gradient.
 
         y = x        for x >= 0
@@ -66,6 +67,8 @@ class RReLU(keras.layers.Layer):
         Xu et al., 2015, https://arxiv.org/abs/1505.00853 (section 2.4).
     """
 
+    arguments = ("lower", "upper", "inference", "draw", "seed")
+
     def __init__(
         self,
         lower: float = 1 / 8,
@@ -79,8 +82,8 @@ class RReLU(keras.layers.Layer):
         self.lower = number(lower, "lower", "RReLU", at_least=0, example=0.125)
         self.upper = number(upper, "upper", "RReLU", at_least=0, example=0.3333)
         choices = ("mean", "paper", "expected")
-        self.inference = one_of(choices, inference, "inference", "RReLU")
-        self.draw = one_of(("slope", "divisor"), draw, "draw", "RReLU")
+        self.inference = one_of(inference, choices, "inference", "RReLU")
+        self.draw = one_of(draw, ("slope", "divisor"), "draw", "RReLU")
         divides = draw == "divisor" or inference == "paper"
         if self.lower > self.upper or (divides and self.lower == 0):
             raise InvalidArgumentError(
@@ -95,7 +98,6 @@ class RReLU(keras.layers.Layer):
             )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_masking = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not training:
@@ -120,16 +122,3 @@ class RReLU(keras.layers.Layer):
             spread = 1 / self.lower - 1 / self.upper
             return math.log(self.upper / self.lower) / spread
         return (self.lower + self.upper) / 2
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "lower": self.lower,
-            "upper": self.upper,
-            "inference": self.inference,
-            "draw": self.draw,
-            "seed": self.seed,
-        }

@@ -7,14 +7,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdeep._core._arguments import number, one_of
 from tfdeep._core._explain import explain
 from tfdeep.errors import ModelError
-from tfdeep.layers._arguments import number, one_of
+from tfdeep.layers._configured import ConfiguredLayer
 from tfdeep.layers._uniform import uniform
 
 
 @keras.saving.register_keras_serializable("tfdeep")
-class StochasticDepth(keras.layers.Layer):
+class StochasticDepth(ConfiguredLayer):
     """Adds a residual branch to its shortcut, or leaves it out at random.
 
     Use it in place of `keras.layers.Add` in very deep residual networks: training
@@ -55,6 +56,8 @@ class StochasticDepth(keras.layers.Layer):
         Huang et al., 2016, https://arxiv.org/abs/1603.09382 (equations 2 to 5).
     """
 
+    arguments = ("survival_probability", "per", "seed")
+
     def __init__(
         self,
         survival_probability: float = 0.5,
@@ -71,10 +74,9 @@ class StochasticDepth(keras.layers.Layer):
             at_most=1,
             example=0.8,
         )
-        self.per = one_of(("batch", "example"), per, "per", "StochasticDepth")
+        self.per = one_of(per, ("batch", "example"), "per", "StochasticDepth")
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         _check(input_shape)
@@ -96,14 +98,6 @@ class StochasticDepth(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         _check(input_shape)
         return input_shape[0]
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "survival_probability": self.survival_probability,
-            "per": self.per,
-            "seed": self.seed,
-        }
 
 
 def _check(shapes: Any) -> None:

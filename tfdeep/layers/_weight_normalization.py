@@ -13,7 +13,7 @@ from keras import ops
 
 from tfdeep._core._explain import explain
 from tfdeep._keras import _internals
-from tfdeep._keras._layouts import unit_axes
+from tfdeep._keras._layer_facts import unit_axes
 from tfdeep.errors import DataError, ModelError
 from tfdeep.layers._substitute import call_with
 from tfdeep.layers._unit_moments import unit_moments

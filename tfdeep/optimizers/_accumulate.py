@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._gradients import Gradient
 from tfdeep._keras import _replicas
-from tfdeep.optimizers._arguments import whole_number_above
+from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper, trained
 
 
@@ -52,8 +53,13 @@ class Accumulate(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, steps: int, name: str | None = None
     ) -> None:
-        steps = whole_number_above(
-            1, steps, "steps", "Accumulate", "micro-batches", example=4
+        steps = whole_number(
+            steps,
+            "steps",
+            "Accumulate",
+            above=1,
+            unit="micro-batches",
+            fix=fix_for(steps, "Accumulate", "steps=4"),
         )
         super().__init__(inner_optimizer, name=name)
         self.steps = steps

@@ -8,10 +8,11 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _gradients, _paths
+from tfdeep._core._arguments import number
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _owners, _variables
-from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 
@@ -70,16 +71,21 @@ class AdaptiveClip(OptimizerWrapper):
         exclude: Patterns = None,
         name: str | None = None,
     ) -> None:
-        clip_factor = number_above(
-            0,
+        clip_factor = number(
             clip_factor,
             "clip_factor",
             "AdaptiveClip",
-            "gradient norm over weight norm",
-            example=0.01,
+            above=0,
+            unit="gradient norm over weight norm",
+            fix=fix_for(clip_factor, "AdaptiveClip", "clip_factor=0.01"),
         )
-        epsilon = number_above(
-            0, epsilon, "epsilon", "AdaptiveClip", "units of weight", example=1e-3
+        epsilon = number(
+            epsilon,
+            "epsilon",
+            "AdaptiveClip",
+            above=0,
+            unit="units of weight",
+            example=1e-3,
         )
         for pattern in _paths.as_patterns(exclude):
             _paths.compile_pattern(pattern)

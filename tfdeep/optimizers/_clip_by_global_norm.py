@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep.optimizers._arguments import number_above
+from tfdeep._core._arguments import number
 from tfdeep.optimizers._global_norm import GlobalNormWrapper
+from tfdeep.optimizers._refusals import fix_for
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -47,8 +48,13 @@ class ClipByGlobalNorm(GlobalNormWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_norm: float, name: str | None = None
     ) -> None:
-        clip_norm = number_above(
-            0, clip_norm, "clip_norm", "ClipByGlobalNorm", "gradient units"
+        clip_norm = number(
+            clip_norm,
+            "clip_norm",
+            "ClipByGlobalNorm",
+            above=0,
+            unit="gradient units",
+            fix=fix_for(clip_norm, "ClipByGlobalNorm", "clip_norm=1"),
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_norm = clip_norm

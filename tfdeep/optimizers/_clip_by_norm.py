@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _gradients
+from tfdeep._core._arguments import number
 from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 
@@ -49,8 +50,13 @@ class ClipByNorm(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_norm: float, name: str | None = None
     ) -> None:
-        clip_norm = number_above(
-            0, clip_norm, "clip_norm", "ClipByNorm", "gradient units"
+        clip_norm = number(
+            clip_norm,
+            "clip_norm",
+            "ClipByNorm",
+            above=0,
+            unit="gradient units",
+            fix=fix_for(clip_norm, "ClipByNorm", "clip_norm=1"),
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_norm = clip_norm

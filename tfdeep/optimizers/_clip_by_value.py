@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _gradients
+from tfdeep._core._arguments import number
 from tfdeep._core._gradients import Gradient
-from tfdeep.optimizers._arguments import number_above
+from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 
@@ -48,8 +49,13 @@ class ClipByValue(OptimizerWrapper):
     def __init__(
         self, inner_optimizer: Any, clip_value: float, name: str | None = None
     ) -> None:
-        clip_value = number_above(
-            0, clip_value, "clip_value", "ClipByValue", "gradient units"
+        clip_value = number(
+            clip_value,
+            "clip_value",
+            "ClipByValue",
+            above=0,
+            unit="gradient units",
+            fix=fix_for(clip_value, "ClipByValue", "clip_value=1"),
         )
         super().__init__(inner_optimizer, name=name)
         self.clip_value = clip_value

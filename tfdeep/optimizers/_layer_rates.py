@@ -10,12 +10,12 @@ from typing import Any
 import keras
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._gradients import Gradient
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals, _optimizers, _variables
 from tfdeep.errors import InvalidArgumentError, SelectionError
-from tfdeep.optimizers._arguments import number_above
 from tfdeep.optimizers._wrapper import OptimizerWrapper
 
 _MOST_ROWS = 60
@@ -201,10 +201,7 @@ def layer_decay(
     Reference:
         Clark et al., 2020, https://arxiv.org/abs/2003.10555 (appendix A).
     """
-    decay = number_above(
-        0, decay, "decay", "layer_decay", "one layer over the next", at_most=1,
-        example=0.9,
-    )  # fmt: skip
+    decay = number(decay, "decay", "layer_decay", above=0, at_most=1, example=0.9)
     variables = _variables.model_variables(model)
     if blocks is None:
         blocks = _layer_patterns(variables)
@@ -276,8 +273,6 @@ def _checked_rates(rates: Any) -> dict[str, float]:
     for pattern in rates:
         _paths.compile_pattern(pattern)
     return {
-        pattern: number_above(
-            0, rate, f"rates[{pattern!r}]", "LayerRates", "learning rates", example=0.1
-        )
+        pattern: number(rate, f"rates[{pattern!r}]", "LayerRates", above=0, example=0.1)
         for pattern, rate in rates.items()
     }

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep.optimizers._arguments import number_above, whole_number_above
+from tfdeep._core._arguments import number, whole_number
 from tfdeep.optimizers._global_norm import GlobalNormWrapper
+from tfdeep.optimizers._refusals import fix_for
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -57,17 +58,17 @@ class PercentileClip(GlobalNormWrapper):
         window: int = 1000,
         name: str | None = None,
     ) -> None:
-        percentile = number_above(
-            0,
+        percentile = number(
             percentile,
             "percentile",
             "PercentileClip",
-            "percent",
+            above=0,
             at_most=100,
-            example=10.0,
+            unit="percent",
+            fix=fix_for(percentile, "PercentileClip", "percentile=10"),
         )
-        window = whole_number_above(
-            0, window, "window", "PercentileClip", "steps", example=1000
+        window = whole_number(
+            window, "window", "PercentileClip", above=0, unit="steps", example=1000
         )
         super().__init__(inner_optimizer, name=name)
         self.percentile = percentile

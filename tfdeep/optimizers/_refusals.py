@@ -40,6 +40,29 @@ def checked_inner(inner: Any, wrapper: str) -> Any:
     return inner
 
 
+def fix_for(value: Any, wrapper: str, example: str) -> str:
+    """What to do about an argument that a wrapper cannot use.
+
+    Args:
+        value: What was given for the argument that follows `inner_optimizer`.
+        wrapper: The class of the wrapper.
+        example: The argument with a value that works.
+    """
+    if _is_optimizer(value):
+        return f"the arguments are swapped: write `{wrapper}(optimizer, {example})`"
+    return f"pass, for example, `{example}`, or leave the wrapper out"
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether `value` is an optimizer or the name of one."""
+    if isinstance(value, str):
+        try:
+            value = keras.optimizers.get(value)
+        except ValueError:
+            return False
+    return isinstance(value, keras.optimizers.Optimizer)
+
+
 def check_arguments(inner: Any, wrapper: str) -> None:
     """Refuses what the optimizers inside would do to gradients by themselves."""
     for optimizer in _optimizers.groups(inner):

@@ -9,11 +9,12 @@ import keras
 import tensorflow as tf
 
 from tfdeep._core import _gradients
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import explain
 from tfdeep._core._gradients import Gradient
 from tfdeep._keras import _internals, _replicas
 from tfdeep.errors import NonFiniteGradientError
-from tfdeep.optimizers._arguments import whole_number_above
+from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper, trained
 
 
@@ -66,13 +67,13 @@ class SkipNonFinite(OptimizerWrapper):
         name: str | None = None,
     ) -> None:
         if max_consecutive is not None:
-            max_consecutive = whole_number_above(
-                0,
+            max_consecutive = whole_number(
                 max_consecutive,
                 "max_consecutive",
                 "SkipNonFinite",
-                "steps",
-                example=10,
+                above=0,
+                unit="steps, or None for no limit",
+                fix=fix_for(max_consecutive, "SkipNonFinite", "max_consecutive=10"),
             )
         super().__init__(inner_optimizer, name=name)
         self.max_consecutive = max_consecutive

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep.optimizers._arguments import number_above, whole_number_above
+from tfdeep._core._arguments import number, whole_number
 from tfdeep.optimizers._global_norm import GlobalNormWrapper
+from tfdeep.optimizers._refusals import fix_for
 
 
 @keras.saving.register_keras_serializable("tfdeep")
@@ -63,25 +64,22 @@ class ZScoreClip(GlobalNormWrapper):
         warmup_steps: int = 25,
         name: str | None = None,
     ) -> None:
-        z_threshold = number_above(
-            0,
+        z_threshold = number(
             z_threshold,
             "z_threshold",
             "ZScoreClip",
-            "standard deviations",
-            example=2.5,
+            above=0,
+            unit="standard deviations",
+            fix=fix_for(z_threshold, "ZScoreClip", "z_threshold=2.5"),
         )
-        decay = number_above(
-            0,
-            decay,
-            "decay",
+        decay = number(decay, "decay", "ZScoreClip", above=0, below=1, example=0.97)
+        warmup_steps = whole_number(
+            warmup_steps,
+            "warmup_steps",
             "ZScoreClip",
-            "parts of one",
-            at_most=float(np.nextafter(1, 0)),
-            example=0.97,
-        )
-        warmup_steps = whole_number_above(
-            1, warmup_steps, "warmup_steps", "ZScoreClip", "steps", example=25
+            above=1,
+            unit="steps",
+            example=25,
         )
         super().__init__(inner_optimizer, name=name)
         self.z_threshold = z_threshold

@@ -13,17 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-_LAYERS = keras.layers
-_DENSE = (_LAYERS.Dense,)
-_CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
-_DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
-_SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
-_TRANSPOSED = (
-    _LAYERS.Conv1DTranspose,
-    _LAYERS.Conv2DTranspose,
-    _LAYERS.Conv3DTranspose,
-)
-_AFFINE = (*_DENSE, *_CONVOLUTIONS, *_DEPTHWISE, *_SEPARABLE, *_TRANSPOSED)
+from tfdeep._keras._layer_facts import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
+
+_AFFINE = (keras.layers.Dense, *CONVOLUTIONS, *DEPTHWISE, *SEPARABLE, *TRANSPOSED)
 
 # What makes two layers of a class compute the same with the same weights.
 _SHAPE = (
@@ -51,9 +43,9 @@ def channel_axis(layer: Any, rank: int) -> int:
 
 def mixes_in_zeros(layer: Any) -> bool:
     """Whether places at the border see zeros, or less of the kernel, than others."""
-    if isinstance(layer, _DENSE):
+    if isinstance(layer, keras.layers.Dense):
         return False
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return True
     return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
 
@@ -71,20 +63,20 @@ class AffineWeights:
         kernels = [_as_float64(kernel) for kernel in _kernels(layer)]
         if layer.use_bias:
             bias = _as_float64(layer.bias)
-        elif isinstance(layer, _DEPTHWISE):
+        elif isinstance(layer, DEPTHWISE):
             bias = np.zeros(kernels[-1].shape[-2] * kernels[-1].shape[-1])
         else:
             bias = np.zeros(
-                kernels[-1].shape[-2 if isinstance(layer, _TRANSPOSED) else -1]
+                kernels[-1].shape[-2 if isinstance(layer, TRANSPOSED) else -1]
             )
         return cls(layer, kernels, bias)
 
     def scale_outputs(self, scale: Any, shift: Any) -> None:
         """Takes in y * scale + shift of the layer's outputs y."""
         kernel = self.kernels[-1]
-        if isinstance(self.layer, _DEPTHWISE):
+        if isinstance(self.layer, DEPTHWISE):
             kernel *= scale.reshape(kernel.shape[-2:])
-        elif isinstance(self.layer, _TRANSPOSED):
+        elif isinstance(self.layer, TRANSPOSED):
             kernel *= scale[:, None]
         else:
             kernel *= scale
@@ -94,7 +86,7 @@ class AffineWeights:
         """Takes in x * scale + shift of the layer's inputs x."""
         kernel = self.kernels[0]
         groups = getattr(self.layer, "groups", 1)
-        if isinstance(self.layer, _CONVOLUTIONS) and groups > 1:
+        if isinstance(self.layer, CONVOLUTIONS) and groups > 1:
             filters = kernel.shape[-1] // groups
             scale, shift = (
                 np.repeat(values.reshape(groups, -1).T, filters, axis=1)
@@ -104,12 +96,12 @@ class AffineWeights:
             scale, shift = scale[:, None], shift[:, None]
         window = tuple(range(kernel.ndim - 2))
         shifted = (kernel * shift).sum(axis=window)  # (inputs, outputs)
-        if isinstance(self.layer, _SEPARABLE):
+        if isinstance(self.layer, SEPARABLE):
             pointwise = self.kernels[1]
             self.bias = self.bias + shifted.reshape(-1) @ pointwise.reshape(
                 -1, pointwise.shape[-1]
             )
-        elif isinstance(self.layer, _DEPTHWISE):
+        elif isinstance(self.layer, DEPTHWISE):
             self.bias = self.bias + shifted.reshape(-1)
         else:
             self.bias = self.bias + shifted.sum(axis=0)
@@ -135,7 +127,7 @@ class AffineWeights:
 
 
 def _kernels(layer: Any) -> list[Any]:
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE):
         return [layer.depthwise_kernel, layer.pointwise_kernel]
     return [layer.kernel]
 

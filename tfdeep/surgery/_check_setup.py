@@ -1,14 +1,14 @@
-"""Looks a model over before it is trained."""
+"""Checks how a model is set up before it is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._arguments import whole_number
+from tfdeep._core._explain import listing
 from tfdeep._core._records import Record, render_table
 from tfdeep._keras import _variables
-from tfdeep.errors import InvalidArgumentError
 from tfdeep.surgery._setup import setup_of
 from tfdeep.surgery._setup_rules import RULES
 
@@ -61,7 +61,7 @@ class SetupReport(Record):
 
 
 def check_setup(model: Any, batch_size: int | None = None) -> SetupReport:
-    """Looks for what is known not to go together in a model.
+    """Finds combinations in a model that are known not to work well together.
 
     Use it before a long training. It reads layers, initial weights, and, of a compiled
     model, loss and optimizer; it changes and computes nothing. Each rule names its
@@ -110,15 +110,14 @@ def check_setup(model: Any, batch_size: int | None = None) -> SetupReport:
     >>> [(f.rule, f.layers) for f in tfdeep.surgery.check_setup(model).findings]
     [('bias_before_batch_norm', ('hidden',))]
     """
-    is_whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and (not is_whole or batch_size < 1):
-        raise InvalidArgumentError(
-            explain(
-                "`check_setup` cannot judge batches of this size.",
-                received=f"batch_size={batch_size!r}",
-                expected="a whole number > 0, in examples of all replicas, or None",
-                fix="for example `batch_size=32`",
-            )
+    if batch_size is not None:
+        batch_size = whole_number(
+            batch_size,
+            "batch_size",
+            "check_setup",
+            above=0,
+            unit="examples of all replicas, or None",
+            example=32,
         )
     _variables.model_variables(model)  # which says so if there are none yet
     setup = setup_of(model, batch_size)

@@ -13,12 +13,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _owners
 from tfdeep.errors import InvalidArgumentError
-from tfdeep.surgery._kernels import (
-    forget_compiled_steps,
-    layers_in_config,
-    select_kernels,
-    setting_of,
-)
+from tfdeep.surgery._kernels import give, select_kernels
 
 _MOST_ROWS = 40
 
@@ -47,7 +42,7 @@ class ConstrainReport(Record):
 
     Attributes:
         model: Name of the model.
-        constraint: Name of the constraint; "" if constraints were taken away.
+        constraint: Name of the constraint; "" if constraints were removed.
         kernels: The kernels that were selected.
     """
 
@@ -98,8 +93,8 @@ def constrain(
         A `tfdeep.surgery.ConstrainReport`, which prints as a table.
 
     Raises:
-        InvalidArgumentError: If `constraint` is none, or gives other shapes or values
-            that are not finite.
+        InvalidArgumentError: If `constraint` is not one, or gives other shapes or
+            values that are not finite.
         SelectionError: If a pattern selects nothing.
         ModelError: If the model has no kernels, or no weights yet.
 
@@ -116,26 +111,20 @@ def constrain(
     _owners.tell(model)
     kernels = select_kernels(model, include, exclude)
     values = [_constrained(constraint, kernel) for kernel in kernels]
-    in_config = layers_in_config(model)
+    before = [kernel.variable.constraint for kernel in kernels]
+    saved = give(model, kernels, "constraint", constraint)
     rows = []
-    for kernel, (old, new) in zip(kernels, values, strict=True):
-        before = kernel.variable.constraint
-        setting = setting_of(kernel, "constraint")
-        kernel.variable.constraint = constraint
+    for kernel, had, is_saved, (old, new) in zip(
+        kernels, before, saved, values, strict=True
+    ):
         kernel.variable.assign(new)
-        if setting is not None:
-            setattr(kernel.layer, setting, constraint)
-        rows.append(
-            ConstrainedKernel(
-                path=kernel.path,
-                before="" if before is None else type(before).__name__,
-                changed=int((old != new).sum()),
-                saved=setting is not None and id(kernel.layer) in in_config,
-            )
-        )
-    forget_compiled_steps(model)
-    name = "" if constraint is None else type(constraint).__name__
-    return ConstrainReport(model.name, name, tuple(rows))
+        changed = int((old != new).sum())
+        rows.append(ConstrainedKernel(kernel.path, _name(had), changed, is_saved))
+    return ConstrainReport(model.name, _name(constraint), tuple(rows))
+
+
+def _name(constraint: Any) -> str:
+    return "" if constraint is None else type(constraint).__name__
 
 
 def _constraint(constraint: Any) -> Any:

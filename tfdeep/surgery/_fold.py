@@ -13,6 +13,7 @@ from tfdeep._core._explain import a_type
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals
 from tfdeep._keras._graph import graph_nodes, is_graph
+from tfdeep._keras._walk import layers_of_kind
 from tfdeep.surgery._affine import (
     AffineWeights,
     channel_axis,
@@ -20,7 +21,6 @@ from tfdeep.surgery._affine import (
     is_linear,
     mixes_in_zeros,
 )
-from tfdeep.surgery._batch_norms import batch_norms
 
 _MOST_ROWS = 40
 
@@ -131,7 +131,9 @@ def fold_batch_norm(model: Any) -> tuple[keras.Model, FoldReport]:
         model=model.name,
         folds=tuple(
             plan.folds.get(id(layer), NormFold(path, None, "inside a layer of its own"))
-            for path, layer in batch_norms(model).items()
+            for path, layer in layers_of_kind(
+                model, keras.layers.BatchNormalization
+            ).items()
         ),
         weights_before=model.count_params(),
         weights_after=folded.count_params(),
@@ -291,7 +293,7 @@ def _graphs(model: Any) -> list[tuple[str, Any, list[Any]]]:
 
 
 def _readers(graph: Any, nodes: list[Any]) -> dict[int, list[Any]]:
-    """The nodes that read each tensor; None stands for the outputs of the graph."""
+    """The nodes that read each tensor; None means the outputs of the graph."""
     readers: dict[int, list[Any]] = collections.defaultdict(list)
     for node in nodes:
         for tensor in node.input_tensors:

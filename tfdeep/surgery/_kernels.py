@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -54,14 +55,40 @@ def _is_kernel(variable: Any) -> bool:
     return len(variable.shape) >= 2 and not is_other
 
 
-def setting_of(kernel: ModelVariable, kind: str) -> str | None:
+def give(
+    model: Any, kernels: Sequence[ModelVariable], kind: str, value: Any
+) -> list[bool]:
+    """Gives kernels of a model a regularizer or a constraint, and has it used.
+
+    Args:
+        model: The model.
+        kernels: Some of its kernels.
+        kind: "regularizer" or "constraint".
+        value: What to give; None takes away what there is.
+
+    Returns:
+        For each kernel, whether `model.save` keeps it.
+    """
+    in_config = _layers_in_config(model)
+    saved = []
+    for kernel in kernels:
+        setting = _setting_of(kernel, kind)
+        setattr(kernel.variable, kind, value)
+        if setting is not None:
+            setattr(kernel.layer, setting, value)
+        saved.append(setting is not None and id(kernel.layer) in in_config)
+    _forget_compiled_steps(model)
+    return saved
+
+
+def _setting_of(kernel: ModelVariable, kind: str) -> str | None:
     """The attribute in which its layer keeps a kernel's regularizer or constraint."""
     stems = [kernel.variable.name.removesuffix("_kernel"), "depthwise"]
     names = [f"{stem}_{kind}" for stem in stems]
     return next((name for name in names if hasattr(kernel.layer, name)), None)
 
 
-def layers_in_config(model: Any) -> set[int]:
+def _layers_in_config(model: Any) -> set[int]:
     """The ids of the layers whose settings are saved with the model."""
     found: set[int] = set()
 
@@ -75,8 +102,8 @@ def layers_in_config(model: Any) -> set[int]:
     return found
 
 
-def forget_compiled_steps(model: Any) -> None:
-    """Has a compiled model trace its steps anew: they hold what was set before."""
+def _forget_compiled_steps(model: Any) -> None:
+    """Makes a compiled model trace its steps again: they use what was set before."""
     if model.train_function is not None:
         model.make_train_function(force=True)
     if model.test_function is not None:

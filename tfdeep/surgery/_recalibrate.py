@@ -1,4 +1,4 @@
-"""The statistics of batch normalization, measured anew over a dataset."""
+"""Measures the statistics of batch normalization again, over a dataset."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import whole_number
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _variables
 from tfdeep._keras._layer_calls import replace
-from tfdeep.errors import DataError, InvalidArgumentError, ModelError
-from tfdeep.surgery._batch_norms import batch_norms
+from tfdeep._keras._walk import layers_of_kind
+from tfdeep.errors import DataError, ModelError
 
 _MOST_ROWS = 40
 # What can be iterated over and does not give batches, or gives one part a replica.
@@ -147,7 +148,7 @@ def recalibrate_batch_norm(
         model: A built model of any kind.
         dataset: A `tf.data.Dataset`, or anything that can be read again from the
             start, of batches as for `fit`: inputs, `(inputs, labels)` or `(inputs,
-            labels, sample_weights)`. One that shuffles anew at each reading gives
+            labels, sample_weights)`. One that shuffles differently at each pass gives
             each layer other batches if `steps` ends it early.
         steps: Number of batches to read. None reads all.
         include: A pattern or a list of patterns; the layers to measure. None takes
@@ -205,7 +206,7 @@ def recalibrate_batch_norm(
 
 def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any]:
     _variables.model_variables(model)  # which says so if there are none yet
-    layers = batch_norms(model)
+    layers = layers_of_kind(model, keras.layers.BatchNormalization)
     if not layers:
         raise ModelError(
             explain(
@@ -221,15 +222,14 @@ def _selected(model: Any, include: Patterns, exclude: Patterns) -> dict[str, Any
 
 def _checked(dataset: Any, steps: int | None) -> Callable[[], Iterable[Any]]:
     """What reads the inputs of each batch from the start."""
-    is_whole = isinstance(steps, int) and not isinstance(steps, bool)
-    if steps is not None and (not is_whole or steps < 1):
-        raise InvalidArgumentError(
-            explain(
-                "`recalibrate_batch_norm` cannot read this many batches.",
-                received=f"steps={steps!r}",
-                expected="a whole number > 0, in batches, or None for all",
-                fix="for example `steps=100`",
-            )
+    if steps is not None:
+        steps = whole_number(
+            steps,
+            "steps",
+            "recalibrate_batch_norm",
+            above=0,
+            unit="batches, or None for all",
+            example=100,
         )
     has_batches = hasattr(dataset, "__iter__") and not isinstance(dataset, _NO_BATCHES)
     if not has_batches or iter(dataset) is dataset:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import keras
 
-from tfdeep._core._explain import explain
+from tfdeep._core._arguments import number
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep.errors import InvalidArgumentError
-from tfdeep.surgery._kernels import (
-    forget_compiled_steps,
-    layers_in_config,
-    select_kernels,
-    setting_of,
-)
+from tfdeep.surgery._kernels import give, select_kernels
 
 _MOST_ROWS = 40
 
@@ -114,41 +107,30 @@ def regularize(
     >>> [kernel.path for kernel in report.kernels], len(model.losses)
     (['hidden1/kernel'], 1)
     """
-    l1, l2 = (_factor(name, value) for name, value in (("l1", l1), ("l2", l2)))
+    l1, l2 = _factor(l1, "l1"), _factor(l2, "l2")
     kernels = select_kernels(model, include, exclude)
-    in_config = layers_in_config(model)
-    rows = []
-    for kernel in kernels:
-        regularizer = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
-        before = _described(kernel.variable.regularizer)
-        setting = setting_of(kernel, "regularizer")
-        kernel.variable.regularizer = regularizer
-        if setting is not None:
-            setattr(kernel.layer, setting, regularizer)
-        rows.append(
+    regularizer = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
+    before = [_described(kernel.variable.regularizer) for kernel in kernels]
+    saved = give(model, kernels, "regularizer", regularizer)
+    return RegularizeReport(
+        model.name,
+        l1,
+        l2,
+        tuple(
             KernelPenalty(
                 path=kernel.path,
-                before=before,
+                before=had,
                 penalty=float(regularizer(kernel.variable)) if regularizer else 0.0,
-                saved=setting is not None and id(kernel.layer) in in_config,
+                saved=is_saved,
             )
-        )
-    forget_compiled_steps(model)
-    return RegularizeReport(model.name, l1, l2, tuple(rows))
+            for kernel, had, is_saved in zip(kernels, before, saved, strict=True)
+        ),
+    )
 
 
-def _factor(name: str, value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise InvalidArgumentError(
-            explain(
-                "`regularize` cannot penalize by this factor.",
-                received=f"{name}={value!r}",
-                expected="a finite number >= 0, in loss per unit of weight",
-                fix=f"for example `{name}=1e-4`; nothing was changed",
-            )
-        )
-    return float(value)
+def _factor(value: Any, argument: str) -> float:
+    unit = "loss per unit of weight"
+    return number(value, argument, "regularize", at_least=0, unit=unit, example=1e-4)
 
 
 def _described(regularizer: Any) -> str:

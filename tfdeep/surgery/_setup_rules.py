@@ -1,7 +1,7 @@
-"""The rules of `check_setup`: what is known not to go together, with the source.
+"""The rules of `check_setup`: combinations known to be bad, with the source.
 
-A rule looks at a `Setup` and gives the paths of the layers it objects to, and what it
-found. It must not fire where it is not sure.
+A rule looks at a `Setup` and yields the paths of the layers it objects to, and the
+problem. It must stay silent where it is not sure.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdeep._keras import _architecture, _optimizers, _variables
-from tfdeep.surgery._setup import Setup, Step
+from tfdeep._keras import _architecture, _layer_facts, _optimizers, _variables
+from tfdeep._keras._walk import Call
+from tfdeep.surgery._setup import Setup
 
 Objection = tuple[list[str], str]  # paths of layers, what is wrong
+_Check = Callable[[Setup], Iterator[Objection]]
 
 # Up to this depth either initialization trains, and shallow nets are left alone.
 _DEEP = 5
 _SIGMOIDS_IN_A_ROW = 4  # each passes on a quarter of the gradient at most
 _SMALL_BATCH = 16
 
-_RELUS = ("relu", "relu6", "leaky_relu", "elu", "celu", "gelu", "silu", "swish", "mish")
-_SYMMETRIC = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
 _DROPOUTS = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -32,59 +32,80 @@ _DROPOUTS = (
     keras.layers.SpatialDropout3D,
 )
 _CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
+    *_layer_facts.CONVOLUTIONS,
+    *_layer_facts.SEPARABLE,
+    *_layer_facts.DEPTHWISE,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SetupRule:
-    """One thing that does not go together, and what to do about it."""
+    """One bad combination, and what to do about it."""
 
     name: str
-    check: Callable[[Setup], Iterator[Objection]]
+    check: _Check
     remedy: str
     source: str
 
 
-def _is_batch_norm(step: Step) -> bool:
-    return isinstance(step.layer, keras.layers.BatchNormalization)
+RULES: list[SetupRule] = []
 
 
-def _bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
+def _rule(remedy: str, source: str) -> Callable[[_Check], _Check]:
+    """Makes a rule of a function, under the name of the function."""
+
+    def add(check: _Check) -> _Check:
+        RULES.append(SetupRule(check.__name__, check, remedy, source))
+        return check
+
+    return add
+
+
+def _is_batch_norm(call: Call) -> bool:
+    return isinstance(call.layer, keras.layers.BatchNormalization)
+
+
+@_rule(
+    "use_bias=False: beta does its work",
+    "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
+)
+def bias_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if step.activation == "linear"
-        and getattr(step.layer, "use_bias", False)
-        and step.after
-        and step not in setup.outputs
-        and all(_is_batch_norm(after) and after.layer.center for after in step.after)
+        call.path
+        for call in setup.calls
+        if call.activation == "linear"
+        and getattr(call.layer, "use_bias", False)
+        and call.after
+        and call not in setup.outputs
+        and all(_is_batch_norm(after) and after.layer.center for after in call.after)
     ]
     if found:
         yield found, "the bias is taken out again by the batch normalization after it"
 
 
-def _batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "convolution without activation, BatchNormalization, then Activation",
+    "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
+)
+def batch_norm_after_activation(setup: Setup) -> Iterator[Objection]:
     found = []
-    for step in filter(_is_batch_norm, setup.steps):
-        before = step.before[0] if len(step.before) == 1 else None
+    for call in filter(_is_batch_norm, setup.calls):
+        before = call.before[0] if len(call.before) == 1 else None
         if before is not None and before.activation not in (None, "linear"):
             layer = before.layer
             if not before.has_kernel and len(before.before) == 1:
                 layer = before.before[0].layer
             if isinstance(layer, _CONVOLUTIONS):
-                found.append(step.path)
+                found.append(call.path)
     if found:
         yield found, "normalizes after the activation of a convolution, not before it"
 
 
-def _batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "keras.layers.LayerNormalization",
+    "Ba et al. 2016, arXiv:1607.06450",
+)
+def batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
     found = [
         path
         for path, layer in setup.layers.items()
@@ -95,9 +116,9 @@ def _batch_norm_in_recurrent_net(setup: Setup) -> Iterator[Objection]:
         )
     ]
     found += [
-        step.path
-        for step in filter(_is_batch_norm, setup.steps)
-        if any(_gives_sequences(before.layer) for before in step.before)
+        call.path
+        for call in filter(_is_batch_norm, setup.calls)
+        if any(_gives_sequences(before.layer) for before in call.before)
     ]
     if found:
         yield found, "statistics over the steps of sequences, which differ by length"
@@ -113,7 +134,12 @@ def _gives_sequences(layer: Any) -> bool:
     return isinstance(layer, kinds) and bool(layer.return_sequences)
 
 
-def _small_batch(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "larger batches, BatchNormalization(synchronized=True) on several replicas, or "
+    "keras.layers.GroupNormalization",
+    "Wu and He 2018, arXiv:1803.08494, figure 1",
+)
+def small_batch(setup: Setup) -> Iterator[Objection]:
     if setup.batch_size is None:
         return
     found: dict[int, list[str]] = {}
@@ -126,42 +152,54 @@ def _small_batch(setup: Setup) -> Iterator[Objection]:
             yield paths, f"statistics of {size} examples at a time are mostly noise"
 
 
-def _selu_without_lecun(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'kernel_initializer="lecun_normal"',
+    "Klambauer et al. 2017, arXiv:1706.02515",
+)
+def selu_without_lecun(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if step.has_kernel
-        and step.next_activation() == "selu"
-        and _scaling(step.layer) not in (None, (1.0, "fan_in"))
+        call.path
+        for call in setup.calls
+        if call.has_kernel
+        and call.next_activation() == "selu"
+        and _scaling(call.layer) not in (None, (1.0, "fan_in"))
     ]
     if found:
         yield found, "SELU keeps mean 0 and variance 1 only from LeCun's initial scale"
 
 
-def _selu_with_dropout(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "keras.layers.AlphaDropout",
+    "Klambauer et al. 2017, arXiv:1706.02515, section 3",
+)
+def selu_with_dropout(setup: Setup) -> Iterator[Objection]:
     found = [
-        step.path
-        for step in setup.steps
-        if isinstance(step.layer, _DROPOUTS)
-        and step.layer.rate
-        and len(step.before) == 1
-        and step.before[0].activation == "selu"
+        call.path
+        for call in setup.calls
+        if isinstance(call.layer, _DROPOUTS)
+        and call.layer.rate
+        and len(call.before) == 1
+        and call.before[0].activation == "selu"
     ]
     if found:
         yield found, "dropout sets to zero, which moves the mean and variance of SELU"
 
 
-def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "dropout only after the last BatchNormalization",
+    "Li et al. 2018, arXiv:1801.05134",
+)
+def dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
     found = []
-    for step in setup.steps:
-        if not isinstance(step.layer, _DROPOUTS) or not step.layer.rate:
+    for call in setup.calls:
+        if not isinstance(call.layer, _DROPOUTS) or not call.layer.rate:
             continue
-        if getattr(step.layer, "noise_shape", None) is not None:
+        if getattr(call.layer, "noise_shape", None) is not None:
             continue  # whole branches are dropped: stochastic depth
-        after = step.after
+        after = call.after
         while len(after) == 1 and len(after[0].before) == 1:
             if _is_batch_norm(after[0]):
-                found.append(step.path)
+                found.append(call.path)
             if after[0].is_normalization:
                 break
             after = after[0].after
@@ -169,42 +207,53 @@ def _dropout_before_batch_norm(setup: Setup) -> Iterator[Objection]:
         yield found, "its noise is in the variance of training, not of inference"
 
 
-def _sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
-    def is_sigmoid(step: Step) -> bool:
-        return step not in setup.outputs and step.next_activation() == "sigmoid"
+@_rule(
+    'activation="relu" with "he_normal", or BatchNormalization before each',
+    "Glorot and Bengio 2010, proceedings.mlr.press/v9/glorot10a.html",
+)
+def sigmoid_in_deep_net(setup: Setup) -> Iterator[Objection]:
+    def is_sigmoid(call: Call) -> bool:
+        return call not in setup.outputs and call.next_activation() == "sigmoid"
 
     for run in setup.runs(is_sigmoid):
         if len(run) >= _SIGMOIDS_IN_A_ROW:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"{len(run)} sigmoid layers in a row: each passes on at most 1/4 of "
                 "the gradient",
             )
 
 
-def _initializer_mismatch(setup: Setup) -> Iterator[Objection]:
-    def has_too_little(step: Step) -> bool:
-        scale, mode = _scaling(step.layer) or (0.0, "")
-        is_glorot = (scale, mode) == (1.0, "fan_avg")
-        return is_glorot and step.next_activation() in _RELUS
+def _fitting(call: Call) -> str:
+    """The initializer that fits the activation after a call."""
+    return _layer_facts.activation(call.next_activation() or "").initializer
 
-    def has_too_much(step: Step) -> bool:
-        return (
-            _scaling(step.layer) == (2.0, "fan_in")
-            and step.next_activation() in _SYMMETRIC
-        )
+
+@_rule(
+    '"he_normal" for the ReLU family, "glorot_normal" for tanh and sigmoid',
+    "He et al. 2015, arXiv:1502.01852",
+)
+def initializer_mismatch(setup: Setup) -> Iterator[Objection]:
+    def has_too_little(call: Call) -> bool:
+        scale, mode = _scaling(call.layer) or (0.0, "")
+        is_glorot = (scale, mode) == (1.0, "fan_avg")
+        return is_glorot and _fitting(call) == "he_normal"
+
+    def has_too_much(call: Call) -> bool:
+        activation = _layer_facts.activation(call.next_activation() or "")
+        return _scaling(call.layer) == (2.0, "fan_in") and activation.saturates
 
     for run in setup.runs(has_too_little):
         if len(run) >= _DEEP:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"Glorot's scale with units that cut off one side, {len(run)} in a "
                 "row: the signal shrinks with each",
             )
     for run in setup.runs(has_too_much):
         if len(run) >= _DEEP:
             yield (
-                [step.path for step in run],
+                [call.path for call in run],
                 f"He's scale with saturating units, {len(run)} in a row",
             )
 
@@ -219,7 +268,11 @@ def _scaling(layer: Any) -> tuple[float, str] | None:
     return float(initializer.scale), str(initializer.mode)
 
 
-def _same_initial_values(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'an initializer for each layer, for example by name: "he_normal"',
+    "Keras: an initializer with a seed gives the same values at each call",
+)
+def same_initial_values(setup: Setup) -> Iterator[Objection]:
     groups: dict[tuple[Any, ...], list[str]] = {}
     for v in _variables.model_variables(setup.model):
         if len(v.variable.shape) < 2 or "kernel" not in v.variable.name:
@@ -235,7 +288,11 @@ def _same_initial_values(setup: Setup) -> Iterator[Objection]:
             yield paths, f"the same {shape} numbers: one initializer for several layers"
 
 
-def _equal_units(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'random initial weights, such as "glorot_uniform"',
+    "Goodfellow et al. 2016, Deep Learning, section 8.4",
+)
+def equal_units(setup: Setup) -> Iterator[Objection]:
     found = [
         info.kernel
         for info in _architecture.describe(setup.model)
@@ -245,7 +302,11 @@ def _equal_units(setup: Setup) -> Iterator[Objection]:
         yield found, "all units start with the same weights and learn the same"
 
 
-def _activation_and_loss(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "a linear last layer with from_logits=True",
+    "Keras: keras.losses, argument from_logits",
+)
+def activation_and_loss(setup: Setup) -> Iterator[Objection]:
     if not getattr(setup.model, "compiled", False):
         return
     losses = keras.tree.flatten(getattr(setup.model, "loss", None))
@@ -253,15 +314,15 @@ def _activation_and_loss(setup: Setup) -> Iterator[Objection]:
         losses = losses * len(setup.outputs)
     if len(losses) != len(setup.outputs):
         return
-    for step, loss in zip(setup.outputs, losses, strict=True):
+    for call, loss in zip(setup.outputs, losses, strict=True):
         takes_logits = _takes_logits(loss)
         if takes_logits is None:
             continue
-        ends_with = step.activation
+        ends_with = call.activation
         if takes_logits and ends_with in ("softmax", "sigmoid"):
-            yield [step.path], f"{ends_with} twice: the loss has from_logits=True"
+            yield [call.path], f"{ends_with} twice: the loss has from_logits=True"
         if not takes_logits and ends_with == "linear":
-            yield [step.path], "logits given to a loss with from_logits=False"
+            yield [call.path], "logits given to a loss with from_logits=False"
 
 
 def _takes_logits(loss: Any) -> bool | None:
@@ -274,19 +335,27 @@ def _takes_logits(loss: Any) -> bool | None:
     return None
 
 
-def _softmax_of_one(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    'units=1 with activation="sigmoid", or units=2 with softmax',
+    "the definition of softmax",
+)
+def softmax_of_one(setup: Setup) -> Iterator[Objection]:
     found = [
         path
         for path, layer in setup.layers.items()
         if isinstance(layer, keras.layers.Dense)
         and layer.units == 1
-        and _architecture.activation_name(layer) == "softmax"
+        and _layer_facts.activation_name(layer) == "softmax"
     ]
     if found:
         yield found, "softmax over one unit is always 1"
 
 
-def _clipped_by_replica(setup: Setup) -> Iterator[Objection]:
+@_rule(
+    "tfdeep.optimizers.ClipByValue, ClipByNorm or ClipByGlobalNorm",
+    "docs/clipping.md",
+)
+def clipped_by_replica(setup: Setup) -> Iterator[Objection]:
     if setup.replicas < 2:
         return
     for outer in _optimizers.chain(getattr(setup.model, "optimizer", None)):
@@ -299,92 +368,3 @@ def _clipped_by_replica(setup: Setup) -> Iterator[Objection]:
                         f"{name}={value} clips each of {setup.replicas} replicas by "
                         "itself, before their gradients are summed",
                     )
-
-
-RULES = (
-    SetupRule(
-        "bias_before_batch_norm",
-        _bias_before_batch_norm,
-        "use_bias=False: beta does its work",
-        "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
-    ),
-    SetupRule(
-        "batch_norm_after_activation",
-        _batch_norm_after_activation,
-        "convolution without activation, BatchNormalization, then Activation",
-        "Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2",
-    ),
-    SetupRule(
-        "batch_norm_in_recurrent_net",
-        _batch_norm_in_recurrent_net,
-        "keras.layers.LayerNormalization",
-        "Ba et al. 2016, arXiv:1607.06450",
-    ),
-    SetupRule(
-        "small_batch",
-        _small_batch,
-        "larger batches, BatchNormalization(synchronized=True) on several replicas, or "
-        "keras.layers.GroupNormalization",
-        "Wu and He 2018, arXiv:1803.08494, figure 1",
-    ),
-    SetupRule(
-        "selu_without_lecun",
-        _selu_without_lecun,
-        'kernel_initializer="lecun_normal"',
-        "Klambauer et al. 2017, arXiv:1706.02515",
-    ),
-    SetupRule(
-        "selu_with_dropout",
-        _selu_with_dropout,
-        "keras.layers.AlphaDropout",
-        "Klambauer et al. 2017, arXiv:1706.02515, section 3",
-    ),
-    SetupRule(
-        "dropout_before_batch_norm",
-        _dropout_before_batch_norm,
-        "dropout only after the last BatchNormalization",
-        "Li et al. 2018, arXiv:1801.05134",
-    ),
-    SetupRule(
-        "sigmoid_in_deep_net",
-        _sigmoid_in_deep_net,
-        'activation="relu" with "he_normal", or BatchNormalization before each',
-        "Glorot and Bengio 2010, proceedings.mlr.press/v9/glorot10a.html",
-    ),
-    SetupRule(
-        "initializer_mismatch",
-        _initializer_mismatch,
-        '"he_normal" for the ReLU family, "glorot_normal" for tanh and sigmoid',
-        "He et al. 2015, arXiv:1502.01852",
-    ),
-    SetupRule(
-        "same_initial_values",
-        _same_initial_values,
-        'an initializer for each layer, for example by name: "he_normal"',
-        "Keras: an initializer with a seed gives the same values at each call",
-    ),
-    SetupRule(
-        "equal_units",
-        _equal_units,
-        'random initial weights, such as "glorot_uniform"',
-        "Goodfellow et al. 2016, Deep Learning, section 8.4",
-    ),
-    SetupRule(
-        "activation_and_loss",
-        _activation_and_loss,
-        "a linear last layer with from_logits=True",
-        "Keras: keras.losses, argument from_logits",
-    ),
-    SetupRule(
-        "softmax_of_one",
-        _softmax_of_one,
-        'units=1 with activation="sigmoid", or units=2 with softmax',
-        "the definition of softmax",
-    ),
-    SetupRule(
-        "clipped_by_replica",
-        _clipped_by_replica,
-        "tfdeep.optimizers.ClipByValue, ClipByNorm or ClipByGlobalNorm",
-        "docs/clipping.md",
-    ),
-)

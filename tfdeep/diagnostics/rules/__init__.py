@@ -1,7 +1,7 @@
-"""Rules that look at recorded numbers and name the sick layer.
+"""Rules that find sick layers in recorded numbers.
 
-Each compares a layer with its neighbours, its own past or the loss, and keeps its
-thresholds in its fields: `VanishingGradient(ratio=1e-4)` is a more patient one.
+Each compares a layer with its neighbors, its own past or the loss. The fields of a rule
+are its thresholds: `VanishingGradient(ratio=1e-4)` is less strict.
 """
 
 from tfdeep.diagnostics.rules._dead_units import DeadUnits

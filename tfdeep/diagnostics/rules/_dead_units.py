@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -18,10 +19,10 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class DeadUnits(Rule):
     """Most units of a layer were not active at the last five measured steps.
 
-    Of ReLU and its kin. Without `GradientMonitor(activations=True)` a unit counts as
-    dead if its bias had no gradient in that time, as long as layers above have one.
-    Sparse activity is no illness: a unit that is active on one example in a hundred
-    is alive.
+    For ReLU and related activations. Without `GradientMonitor(activations=True)` a unit
+    counts as dead if its bias had no gradient in that time, as long as layers above
+    have one. Sparse activity is not a problem: a unit that is active on one example in
+    a hundred is alive.
 
     Args:
         fraction: Fraction of the units. Healthy nets of the gym stay below 0.3.
@@ -33,14 +34,14 @@ class DeadUnits(Rule):
     fraction: float = 0.5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10:
+        if recording.lasted < 10:
             return
         loss = _measures.loss(recording)
         if not np.isfinite(loss[-1:]).all() and not np.isnan(loss).all():
             return  # NaN is not larger than zero
         wholly_dead: set[str] = set()
         for i, layer in enumerate(recording.layers):
-            if self._activation(recording, layer) not in _measures.ONE_SIDED:
+            if not activation_facts(self._activation(recording, layer)).can_die:
                 continue
             dead = self._dead(recording, i)
             if dead is None or not len(dead) or not dead[-1] >= self._limit(layer):
@@ -48,7 +49,7 @@ class DeadUnits(Rule):
             if dead[-1] > 0.99:
                 wholly_dead.add(layer.path)
             if layer.inputs and wholly_dead.issuperset(layer.inputs):
-                continue  # it has nothing to be active on
+                continue  # its inputs are all zero
             alive = np.flatnonzero(~(dead >= self._limit(layer)))
             first = int(alive[-1]) + 1 if len(alive) else 0
             step = int(recording.measured_steps[min(first, len(dead) - 1)])
@@ -68,7 +69,7 @@ class DeadUnits(Rule):
         return float(min(max(self.fraction, by_chance), 1.0))
 
     def _activation(self, recording: Recording, layer: LayerInfo) -> str:
-        """Its own activation; without recorded activations, also that behind it."""
+        """Its own activation; without recorded activations, also the one after it."""
         if "inactive_fraction" in recording:
             return layer.activation
         return _measures.activation_of(recording, layer)
@@ -89,7 +90,7 @@ class DeadUnits(Rule):
 
 
 def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
-    """Whether silent units are so by themselves, and not for lack of a gradient."""
+    """Whether silent units are dead, and do not merely lack a gradient from above."""
     if _measures.is_normalized(recording, layer):
         return False  # what a normalization takes away has no gradient either
     above = _measures.layer_above(recording, layer)
@@ -112,15 +113,15 @@ def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:
 def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:
     """The layer that died first, of those whose output may be zero for it.
 
-    No gradient tells it, but the bias does: what lies behind a dead layer is dead with
-    a bias of zero as well.
+    The gradients do not show it, but the bias does: layers after a dead one are dead
+    even with a bias of zero.
     """
     weights = _measures.weight_norms(recording)
     place = recording.layers.index(blocking)
     culprit, largest = blocking, 1.0
     for layer in reversed(recording.layers[: place + 1]):
         column = recording.column(layer.bias)
-        if column is None or layer.activation not in _measures.ONE_SIDED:
+        if column is None or not activation_facts(layer.activation).can_die:
             continue
         size = weights[column] / np.sqrt(max(layer.units, 1))
         if size > largest:

@@ -16,20 +16,20 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 @dataclasses.dataclass(frozen=True)
 class ExplodingGradient(Rule):
-    """A gradient is far larger than its neighbours', its past, or the loss allows.
+    """A gradient is far larger than its neighbors, its past or the loss explain.
 
-    Three comparisons, any of which suffices:
+    Any of three comparisons suffices:
 
-    * with the layers behind it: `||gradient|| * ||weight||` grows toward the input;
+    * with the layers after it: `||gradient|| * ||weight||` grows toward the input;
     * with the loss, in a net that starts from its initializers: a relative change of
       the weights changes the loss by far more than the loss is;
     * with its own past: the norm has grown, and the loss with it.
 
-    A gradient that clipping cuts to a tenth or less of what it was is left alone:
-    the remedy is in place.
+    A gradient that clipping cuts to a tenth or less is not reported: the remedy is in
+    place.
 
     Args:
-        ratio: `s` of a layer over that of those behind it. Healthy nets of the gym
+        ratio: `s` of a layer over that of the layers after it. Healthy nets of the gym
             stay below 10.
         sensitivity: `||gradient|| * ||weight|| / |loss|`. Healthy nets of the gym
             start with 0.1 to 40.
@@ -71,7 +71,7 @@ class ExplodingGradient(Rule):
             if 0 < behind * self.ratio < size[i]:
                 evidence = (
                     f"gradient {_measures.times(size[i] / behind)} larger than any "
-                    "behind it, for weights of the same size"
+                    "after it, for weights of the same size"
                 )
             elif from_start and size[i] > self.sensitivity * scale > 0:
                 evidence = (
@@ -106,7 +106,7 @@ def _largest_behind(
 
 def _grown(loss: np.ndarray) -> bool:
     if np.isnan(loss).all():
-        return False  # a train step that does not tell its loss
+        return False  # the train step does not report its loss
     start = _measures.median(loss[:5])
     now = _measures.largest(loss[-10:])
     return bool(np.isnan(now) or now > 2 * start)

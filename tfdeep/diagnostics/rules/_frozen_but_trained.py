@@ -16,9 +16,9 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class FrozenButTrained(Rule):
     """`trainable` is False, and yet the train step changes the weight.
 
-    Keras reads the flag when it traces the train step, and keeps the traced step
-    until `compile` is called again. Seen are flags that change during the fit, and
-    (with Keras 3.15 or later) those that changed after an earlier fit.
+    Keras reads the flag when it traces the train step, and keeps the traced step until
+    `compile` is called again. Found are flags that change during the fit and, with
+    Keras 3.15 or later, those that changed after an earlier fit.
     """
 
     kind: ClassVar[str] = "frozen_but_trained"
@@ -44,7 +44,7 @@ class FrozenButTrained(Rule):
                     layer.path,
                     "critical",
                     trained[layer.path],
-                    "its flag says frozen, and it is trained",
+                    "its `trainable` is False, and yet it is trained",
                     remedy,
                 )
 

@@ -15,10 +15,10 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
 @dataclasses.dataclass(frozen=True)
 class InputScale(Rule):
-    """What enters the first layer with weights is too large, too small or off-centre.
+    """The input of the first layer with weights is too large, too small or off-center.
 
-    A first layer that normalizes, or that is followed by a normalization, does not
-    mind; nor does a pretrained one, which has learned its scale.
+    Not reported for a first layer that normalizes or is followed by a normalization,
+    nor for a pretrained one, which has learned the scale.
 
     Args:
         magnitude: Root mean square of the inputs. Pixels of 0 to 255 have about 100,
@@ -38,7 +38,7 @@ class InputScale(Rule):
     length: float = 1e-3
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if "input_offset" not in recording or recording.total_steps < 5:
+        if "input_offset" not in recording or recording.lasted < 5:
             return
         offset = _measures.median(recording["input_offset"][:10])
         spread = _measures.median(recording["input_spread"][:10])
@@ -52,7 +52,7 @@ class InputScale(Rule):
         )
         if np.isnan(offset) or layer is None or layer.is_normalization:
             return
-        if layer.is_table:
+        if layer.is_embedding:
             return  # numbers of rows have no scale
         if _measures.is_normalized(recording, layer):
             return
@@ -63,7 +63,7 @@ class InputScale(Rule):
         if size > self.magnitude or (offset > self.offset * spread and offset > 1):
             evidence = f"it gets {found}"
         elif 0 < size * np.sqrt(max(layer.fan_in, 1)) < self.length:
-            evidence = f"it gets {found}, next to nothing"
+            evidence = f"it gets {found}, almost zero"
         else:
             return
         yield Symptom(

@@ -17,8 +17,8 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class LossSpike(Rule):
     """The loss of a batch is far above all that came before.
 
-    A batch that is merely hard stays within a few times the largest loss so far, even
-    when the net has converged and most batches have next to none.
+    A hard batch stays within a few times the largest loss so far, even when the net has
+    converged and most batches have almost no loss.
 
     Args:
         factor: Loss over the largest loss before.

@@ -1,10 +1,10 @@
-"""What several rules read out of a recording."""
+"""Measures that several rules take of a recording."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,37 +14,33 @@ from tfdeep.diagnostics._recording import Recording
 
 _T = TypeVar("_T")
 
-# Activations with two flat ends, and those with one.
-BOUNDED = ("tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign")
-ONE_SIDED = ("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "swish", "mish")
 
-
-def once(measure: Callable[..., _T]) -> Callable[..., _T]:
-    """Rules ask for the same: takes a measure once, until steps are added."""
+def memoized(measure: Callable[..., _T]) -> Callable[..., _T]:
+    """Keeps what a function makes of a recording until steps are added to it."""
 
     @functools.wraps(measure)
-    def asked(recording: Recording, *args: Any) -> _T:
+    def remembered(recording: Recording, *args: Any) -> _T:
         key = (measure.__name__, *args)
-        if key not in recording.derived:
-            recording.derived[key] = measure(recording, *args)
-        known: _T = recording.derived[key]
+        if key not in recording.memo:
+            recording.memo[key] = measure(recording, *args)
+        known: _T = recording.memo[key]
         return known
 
-    return asked
+    return remembered
 
 
-@once
+@memoized
 def weighted_layers(recording: Recording) -> list[tuple[LayerInfo, int]]:
     """The layers that multiply their input by a recorded weight, with its column."""
     found = []
     for layer in recording.layers:
         column = recording.column(layer.kernel)
-        if column is not None and not layer.is_normalization and not layer.is_table:
+        if column is not None and not layer.is_normalization and not layer.is_embedding:
             found.append((layer, column))
     return found
 
 
-@once
+@memoized
 def horizon(recording: Recording) -> int:
     """The number of steps until nothing was finite any more; else of all steps."""
     norm = recording["norm"]
@@ -58,14 +54,14 @@ def horizon(recording: Recording) -> int:
     )
 
 
-@once
+@memoized
 def lately(recording: Recording, steps: int) -> np.ndarray:
     """The places of the kept rows among the last so many steps up to the horizon."""
     end = horizon(recording)
     return np.arange(*np.searchsorted(recording.steps, [end - steps, end]))
 
 
-@once
+@memoized
 def measured_lately(recording: Recording, count: int = 3) -> np.ndarray:
     """The places of the last so many rows that were measured in detail."""
     end = np.searchsorted(recording.measured_steps, horizon(recording))
@@ -77,7 +73,7 @@ def since(recording: Recording, steps: int = 10) -> int:
 
     What shows when it is asked first has been so from the start.
     """
-    return 0 if recording.total_steps <= 2 * steps else recording.total_steps - steps
+    return 0 if recording.lasted <= 2 * steps else recording.total_steps - steps
 
 
 def has_gradient(recording: Recording, path: str | None, steps: int = 10) -> bool:
@@ -92,14 +88,14 @@ def is_silent(recording: Recording, path: str | None, steps: int = 10) -> bool:
     return column is not None and bool(silent(recording, steps)[column])
 
 
-@once
+@memoized
 def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether it had a gradient, be it zero, in the last steps."""
     known = ~np.isnan(recording["norm"][lately(recording, steps)])
     return np.asarray(known.any(axis=0))
 
 
-@once
+@memoized
 def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether its gradient was there, and exactly zero."""
     norm = recording["norm"][lately(recording, steps)]
@@ -114,7 +110,7 @@ def frozen(recording: Recording) -> np.ndarray:
     return np.asarray(recording["is_frozen"][-1] == 1)
 
 
-@once
+@memoized
 def blocking_layer(recording: Recording) -> LayerInfo | None:
     """The topmost layer whose weights all get a gradient of exactly zero.
 
@@ -160,13 +156,13 @@ def largest(values: Any, axis: int | None = None) -> Any:
         return np.nanmax(values, axis=axis, initial=np.nan)
 
 
-@once
+@memoized
 def weight_norms(recording: Recording) -> np.ndarray:
     """The largest norm that each weight has had so far."""
     return np.asarray(largest(recording["weight_norm"], axis=0))
 
 
-@once
+@memoized
 def sensitivities(
     recording: Recording, steps: int = 10
 ) -> tuple[np.ndarray, list[Any]]:
@@ -174,9 +170,9 @@ def sensitivities(
 
         s = ||gradient|| * ||weight||
 
-    A factor on the weights of one layer of a homogeneous net does what the same
-    factor on another layer does, so `s` is the same for all layers of a net through
-    which the signal passes unhindered, whatever their sizes and scales.
+    In a homogeneous net a factor on the weights of one layer does the same as on those
+    of another, so `s` is the same for all layers, whatever their sizes and scales, as
+    long as the signal passes freely.
 
     Returns:
         The median of the last so many steps for each layer with a kernel, tables
@@ -194,18 +190,40 @@ def sensitivities(
     return median(norm, axis=0) * scale, [layer for layer, _ in layers]
 
 
-@once
+def relative_updates(
+    recording: Recording,
+) -> tuple[np.ndarray, np.ndarray, list[LayerInfo]]:
+    """`||update|| / ||weight||` of each weighted layer at the steps it was measured.
+
+    A weight that started at or near zero is compared with the norm it would have with
+    a gain of 0.5, so that its first steps are not infinitely large.
+
+    Returns:
+        The ratios, of shape (measured, layers); the steps; and the layers.
+    """
+    weighted = weighted_layers(recording)
+    columns = [column for _, column in weighted]
+    update = recording["update_norm"][:, columns]
+    weight = recording["weight_norm"][:, columns]
+    known = ~np.isnan(update).all(axis=1)
+    floor = [0.5 * np.sqrt(layer.units) for layer, _ in weighted]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = update[known] / np.maximum(weight[known], floor)
+    return ratio, recording.measured_steps[known], [layer for layer, _ in weighted]
+
+
+@memoized
 def loss(recording: Recording) -> np.ndarray:
     """The loss of each kept step."""
     return np.asarray(recording["loss"][:, 0], np.float64)
 
 
-@once
+@memoized
 def has_fallen(recording: Recording, to: float) -> bool:
     """Whether the loss has fallen to this fraction of its start; True if unknown."""
     values = loss(recording)
     known = np.flatnonzero(~np.isnan(values))
-    if len(known) < 10:
+    if len(known) * recording.stands_for < 10:
         return True
     start = min(values[known[0]], median(values[known[:3]]))
     now = median(values[known[-5:]])
@@ -221,9 +239,9 @@ def is_untouched(recording: Recording) -> bool:
     return not touched or len(touched) <= len(with_bias) // 4
 
 
-@once
+@memoized
 def reached(recording: Recording) -> dict[str, set[str]]:
-    """The layers behind each layer, through which its output reaches the loss."""
+    """The layers after each layer, through which its output reaches the loss."""
     behind: dict[str, set[str]] = {layer.path: set() for layer in recording.layers}
     for layer in reversed(recording.layers):
         for path in layer.inputs:
@@ -232,7 +250,7 @@ def reached(recording: Recording) -> dict[str, set[str]]:
 
 
 def followers(recording: Recording, path: str) -> list[LayerInfo]:
-    """The layers right behind a layer."""
+    """The layers right after a layer."""
     return [layer for layer in recording.layers if path in layer.inputs]
 
 
@@ -248,7 +266,7 @@ def is_output(recording: Recording, layer: LayerInfo) -> bool:
 
 
 def activation_of(recording: Recording, layer: LayerInfo) -> str:
-    """The activation that a layer's output goes through, in it or right behind it."""
+    """The activation that a layer's output goes through, in it or right after it."""
     seen = {layer.path}
     while layer.activation == "linear":
         behind = followers(recording, layer.path)
@@ -259,15 +277,8 @@ def activation_of(recording: Recording, layer: LayerInfo) -> str:
     return layer.activation
 
 
-def names(layers: Sequence[LayerInfo]) -> str:
-    """Some layers in few words."""
-    if len(layers) < 4:
-        return ", ".join(layer.path for layer in layers)
-    return f"{layers[0].path} ... {layers[-1].path}"
-
-
 def times(factor: float) -> str:
-    """A factor for people.
+    """A factor as text.
 
     >>> times(1234567.0), times(3.14159)
     ('1.2e+06 times', '3.1 times')

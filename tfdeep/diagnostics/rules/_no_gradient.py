@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._dead_units import DeadUnits
@@ -20,22 +21,22 @@ _STEPS_OF_ZERO, _MEASURED_STEPS_OF_ZERO = 30, 5
 # Evidence and remedy.
 _CUT_OFF = (
     "no gradient reaches it",
-    "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or rounding behind it, "
+    "look for tf.stop_gradient, keras.ops.stop_gradient, argmax or rounding after it, "
     "or an output that the loss does not use",
 )
 _ZERO = (
     "its gradient is exactly zero",
-    "look for what makes its output useless behind it: dead units, a factor of zero, "
-    "values too small for float16 (keras.optimizers.LossScaleOptimizer)",
+    "look for what discards its output in the layers after it: dead units, a factor of "
+    "zero, values too small for float16 (keras.optimizers.LossScaleOptimizer)",
 )
 _ZERO_INPUT = (
     "its input is zero: its bias has a gradient, its kernel one of exactly zero",
-    "look at what stands before it: a mask, a factor of zero, a normalization over a "
+    "check what comes before it: a mask, a factor of zero, a normalization over a "
     "single value",
 )
 _ZERO_LOSS = (
     "the loss is exactly zero from the first step on",
-    "look at sample_weight, class_weight, loss_weights and masks: nothing counts",
+    "check sample_weight, class_weight, loss_weights and masks: no example counts",
 )
 
 
@@ -43,23 +44,21 @@ _ZERO_LOSS = (
 class NoGradient(Rule):
     """Every weight of a layer has no gradient, or one of exactly zero, at every step.
 
-    A single weight without a gradient is no illness: a bias in front of a
-    normalization has none by construction, nor has the bias of the keys of an
-    attention layer. A layer below one whose units are all dead is left to that
-    finding. A layer that changes all the same is trained elsewhere, as by a second
-    optimizer.
+    A single weight without a gradient is not a problem: the bias before a normalization
+    has none by construction, and neither has the bias of the keys of an attention
+    layer. A layer below one whose units are all dead is left to that finding. A layer
+    that changes nevertheless is trained elsewhere, for example by a second optimizer.
 
-    A kernel's gradient is the sum of input times error, a bias' that of the error. So
-    where only the kernel has none, the input is zero.
+    The gradient of a kernel is a sum of input times error, that of a bias a sum of
+    errors. So where only the kernel has none, the input is zero.
 
-    A layer that is frozen at the values of its initializer, with trained layers before
-    and behind it, is named too: who freezes on purpose freezes pretrained layers, from
-    the input on.
+    A layer that is frozen at the values of its initializer, between trained layers, is
+    reported too: layers are frozen on purpose from the input on, and pretrained.
 
     Args:
-        steps: How many steps no gradient must be there. One of exactly zero must last
-            for thirty, and for five measured ones: an expert, or the output of a rare
-            task, may go without.
+        steps: For how many steps there must be no gradient. A gradient of exactly zero
+            must last for thirty steps, five of them measured: an expert, or the output
+            of a rare task, may have none for a while.
     """
 
     kind: ClassVar[str] = "no_gradient"
@@ -68,7 +67,7 @@ class NoGradient(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.loss(recording)
         if not loss.any() and _measures.is_untouched(recording):
-            if recording.total_steps >= self.steps:
+            if recording.lasted >= self.steps:
                 yield Symptom("", "critical", 0, *_ZERO_LOSS)
             return
         yield from self._without_gradient(recording)
@@ -79,7 +78,8 @@ class NoGradient(Rule):
         recent = _measures.lately(recording, self.steps)
         norm = recording["norm"][recent]
         seen = ~np.isnan(norm).all(axis=1)  # not skipped by loss scaling
-        if recording.total_steps < self.steps or seen.sum() < self.steps // 2:
+        seen_for = seen.sum() * recording.stands_for
+        if recording.lasted < self.steps or seen_for < self.steps // 2:
             return
         if not np.nan_to_num(recording["loss"][recent], nan=1.0).any():
             return  # a loss of zero has nothing left to ask for
@@ -113,7 +113,7 @@ class NoGradient(Rule):
 def _is_zero(recording: Recording) -> np.ndarray:
     """Of each column, whether its gradient has been exactly zero for long enough."""
     steps = _steps_of_zero(recording)
-    if recording.total_steps < steps:
+    if recording.lasted < steps:
         return np.zeros(len(recording.variables), bool)
     return _measures.silent(recording, steps)
 
@@ -145,7 +145,7 @@ def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
             yield Symptom(layer.path, "critical", since, *_ZERO_INPUT)
 
 
-@_measures.once
+@_measures.memoized
 def _is_dead_somewhere(recording: Recording) -> bool:
     """Whether the rules for dead and saturated units have something to say."""
     return any(list(r.look(recording)) for r in (DeadUnits(), SaturatedUnits()))
@@ -157,8 +157,10 @@ def _explained(recording: Recording) -> set[str]:
     if blocking is None or not _is_dead_somewhere(recording):
         return set()
     above = _measures.layer_above(recording, blocking)
-    bounded = _measures.activation_of(recording, blocking) in _measures.BOUNDED
-    if above is None or not (bounded or _measures.is_silent(recording, above.kernel)):
+    activation = activation_facts(_measures.activation_of(recording, blocking))
+    if above is None or not (
+        activation.saturates or _measures.is_silent(recording, above.kernel)
+    ):
         return set()
     paths = [layer.path for layer in recording.layers]
     return set(paths[: paths.index(blocking.path) + 1])
@@ -172,7 +174,7 @@ def _vanished(recording: Recording, columns: list[int]) -> bool:
 
 
 def _frozen_at_random(recording: Recording) -> Iterable[Symptom]:
-    # Without a graph nobody knows what is behind: it may be a copy, updated as one.
+    # Without a graph it is unknown what comes after: it may be a copy of a trained one.
     if not any(layer.makes_output for layer in recording.layers):
         return
     kernels = [

@@ -38,13 +38,13 @@ _TOO_LARGE = (
 class NonFinite(Rule):
     """Names the first step with NaN or infinity, and the layers it came from.
 
-    A backward pass carries NaN from a layer to all those below it. Where some layers
-    are spared, the cause is at or right above the topmost that is not. Where none is
-    spared, it came with the forward pass: with `GradientMonitor(activations=True)`
-    the first layer with such an output is known, without it all are named. Where all
-    entries are finite and only their norm is not, the gradient is too large for
-    float32. Single steps that a `LossScaleOptimizer` skips are none of these; twenty
-    in a row are not a matter of the scale, which it halves at each.
+    The backward pass carries NaN from a layer to all layers below it. If some layers
+    are finite, the cause is at or right above the topmost layer that is not. If none
+    is, it came with the forward pass: with `GradientMonitor(activations=True)` the
+    first layer with such an output is known, without it all are named. If all entries
+    are finite and only their norm is not, the gradient is too large for float32. Single
+    steps that a `LossScaleOptimizer` skips are normal; twenty in a row are not, as it
+    halves the scale at each.
     """
 
     kind: ClassVar[str] = "nonfinite"

@@ -10,24 +10,14 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._layer_facts import Shape
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
-# sqrt(E[f(z)**2]) for z of unit variance: what an activation leaves of the scale.
-# Of sigmoid it is 0.5 whatever comes in.
-_KEEPS = {
-    "relu": 0.71,
-    "relu6": 0.71,
-    "leaky_relu": 0.71,
-    "elu": 0.8,
-    "gelu": 0.65,
-    "silu": 0.6,
-    "swish": 0.6,
-    "mish": 0.67,
-}
 _USUAL_GAIN = 1.6  # He's initialization has 1.4
-_FADED = 1e-30  # a scale that cannot be told from zero
+_FADED = 1e-30  # a scale that is as good as zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +26,10 @@ class PoorInitialization(Rule):
 
     The scale of a layer's output is that of its input times `sqrt(fan_in) *
     rms(kernel)` times what its activation keeps. It is followed through the graph:
-    sums add squares, normalization starts anew at 1, and so does what stands behind a
-    product or a function of one's own, which may do anything to the scale. With
-    `GradientMonitor(activations=True)` the scale is the measured one of the first
-    step. Only nets that start from their initializers are looked at.
+    sums add squares, a normalization resets it to 1, and so does a product or a
+    function of your own, which may do anything to the scale. With
+    `GradientMonitor(activations=True)` the scale is the measured one of the first step.
+    Only nets that start from their initializers are examined.
 
     Args:
         grown: Scale of an output over that of the input.
@@ -64,7 +54,7 @@ class PoorInitialization(Rule):
             return
         before, after, certain = _scales(recording)
         for layer in recording.layers:
-            if layer.kernel is None or layer.is_table or not layer.is_trainable:
+            if layer.kernel is None or layer.is_embedding or not layer.is_trainable:
                 continue  # random features are frozen on purpose
             if _measures.is_normalized(recording, layer):
                 continue
@@ -89,15 +79,14 @@ class PoorInitialization(Rule):
         if layer.gain == 0:
             learns = _has_gradient(recording, layer)
             return "" if learns else "all its first weights are zero"
-        if activation in _measures.BOUNDED and entering > self.saturated:
+        if activation_facts(activation).saturates and entering > self.saturated:
             return f"its first weights give {activation} inputs of scale {entering:.2g}"
         if layer.recurrent_gain > 2:
             return (
                 f"its first recurrent weights scale the state by "
                 f"{layer.recurrent_gain:.2g} at each time step"
             )
-        is_scale_free = activation == "linear" or activation in _KEEPS
-        if is_scale_free and _factor(layer) > self.alone:
+        if _is_scale_free(activation) and _factor(layer) > self.alone:
             return f"its first weights scale the signal by {_factor(layer):.2g}"
         return ""
 
@@ -151,7 +140,8 @@ def _measured_scales(recording: Recording) -> dict[str, float] | None:
         return None
     scale = np.hypot(recording["output_mean"][0], recording["output_std"][0])
     first = recording.layers[0]
-    if "input_offset" in recording and not (first.is_table or first.is_normalization):
+    has_scale = not (first.is_embedding or first.is_normalization)
+    if "input_offset" in recording and has_scale:
         offset, spread = recording["input_offset"][0], recording["input_spread"][0]
         inputs = float(np.hypot(offset, spread)[0])
         scale = scale / (inputs if inputs > 0 else 1.0)
@@ -169,7 +159,7 @@ def _entering(layer: LayerInfo, scale: dict[str, float]) -> float:
 
 
 def _gain(layer: LayerInfo) -> float:
-    if layer.is_table or math.isnan(layer.gain) or layer.gain == 0:
+    if layer.is_embedding or math.isnan(layer.gain) or layer.gain == 0:
         return 1.0  # of zero weights nothing can be said, nor of a table
     return max(layer.gain, _FADED)
 
@@ -177,23 +167,37 @@ def _gain(layer: LayerInfo) -> float:
 def _leaving(layer: LayerInfo, before: float) -> float:
     if layer.is_normalization or layer.recurrent_kernel is not None:
         return min(before, 1.0) if layer.recurrent_kernel else 1.0
-    if layer.activation in ("sigmoid", "hard_sigmoid", "softmax"):
+    activation = activation_facts(layer.activation)
+    if activation.is_positive:
         return 0.5
-    if layer.activation in _measures.BOUNDED:
+    if activation.saturates:
         return min(before, 1.0)
-    after = before * _KEEPS.get(layer.activation, 1.0)
+    after = before * _kept(layer.activation)
     return min(max(after, _FADED), 1 / _FADED)
 
 
 def _factor(layer: LayerInfo) -> float:
     """What this layer alone does to the scale."""
-    return _gain(layer) * _KEEPS.get(layer.activation, 1.0)
+    return _gain(layer) * _kept(layer.activation)
+
+
+def _is_scale_free(activation: str) -> bool:
+    """Whether twice the input of an activation gives about twice the output."""
+    return activation_facts(activation).shape in _SCALE_FREE
+
+
+_SCALE_FREE = (Shape.LINEAR, Shape.RECTIFIER, Shape.LEAKY)
+
+
+def _kept(activation: str) -> float:
+    """What an activation leaves of the scale, as far as that is one number."""
+    return activation_facts(activation).rms if _is_scale_free(activation) else 1.0
 
 
 def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
     """Zero weights are a way to start a branch, as long as a gradient moves them."""
     column = recording.column(layer.kernel)
-    if column is None or recording.total_steps < 10:
+    if column is None or recording.lasted < 10:
         return True
     return bool(np.nan_to_num(recording["norm"][:, column]).any())
 
@@ -201,7 +205,7 @@ def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
 def _remedy(activation: str, layer: LayerInfo, grows: bool) -> str:
     if grows and layer.inputs and layer.gain < _USUAL_GAIN:
         return (
-            "its own weights are of usual scale, what grows are the sums before it: "
+            "its own weights have the usual scale; the sums before it grow: "
             "keras.layers.BatchNormalization() in each block, or "
             "tfdeep.initializers.Fixup for the branches"
         )
@@ -210,14 +214,15 @@ def _remedy(activation: str, layer: LayerInfo, grows: bool) -> str:
             'recurrent_initializer="orthogonal" and '
             "keras.initializers.GlorotUniform(), the defaults, keep the scale"
         )
-    if activation in ("sigmoid", "hard_sigmoid"):
+    facts = activation_facts(activation)
+    if facts.saturates and facts.is_positive:
         # Small weights would leave the middle of a deep stack without a gradient.
         return (
             "keras.initializers.GlorotUniform() with keras.layers.BatchNormalization() "
             'before the activation; or activation="relu" with '
             "keras.initializers.HeNormal()"
         )
-    if activation in _measures.BOUNDED:
+    if facts.saturates:
         return "keras.initializers.GlorotUniform() keeps it in the middle"
     if activation == "selu":
         return "keras.initializers.LecunNormal() keeps the scale"

@@ -17,8 +17,8 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class RankCollapse(Rule):
     """The outputs of a wide layer differ in one direction only, and the loss is high.
 
-    A net that has learned to tell two classes apart may well end in one direction;
-    so it is an illness only while the loss has not fallen. Of the input, or of some
+    A net that has learned to separate two classes may well end in one direction, so it
+    is a problem only while the loss has not fallen. Of the input, or of some
     layer below, more directions must be left. Seen with
     `GradientMonitor(activations=True)`; a layer whose units all have equal weights is
     seen without. Directions do not come back: where a later layer has more of them,
@@ -38,7 +38,7 @@ class RankCollapse(Rule):
     units: int = 8
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10 or _measures.has_fallen(recording, 0.8):
+        if recording.lasted < 10 or _measures.has_fallen(recording, 0.8):
             return
         remedy = (
             "keras.initializers.HeNormal() or GlorotUniform() gives each unit weights "
@@ -71,7 +71,7 @@ class RankCollapse(Rule):
                 behind_zeros.add(layer.path)  # its outputs are zero
             if layer.inputs and behind_zeros.issuperset(layer.inputs):
                 behind_zeros.add(layer.path)
-                continue  # what has nothing to differ by is not to blame
+                continue  # its inputs do not differ: it is not to blame
             if np.isnan(now):
                 continue
             behind = [

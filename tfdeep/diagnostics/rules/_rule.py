@@ -11,10 +11,10 @@ from tfdeep.diagnostics._recording import Recording
 
 @dataclasses.dataclass(frozen=True)
 class Symptom:
-    """What a rule sees at one layer; when it lasts it becomes a `Finding`.
+    """What a rule sees at one layer; if it lasts, it becomes a `Finding`.
 
     Attributes:
-        layer: Path of the layer; empty where it is the whole net.
+        layer: Path of the layer; empty for the whole net.
         severity: "critical" or "warning".
         first_step: The first step at which it shows.
         evidence: What was measured.
@@ -30,11 +30,11 @@ class Symptom:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Looks for one kind of illness in what was recorded; subclass it for one's own.
+    """Looks for one kind of problem in a recording; subclass it for your own.
 
-    The fields of a rule are its thresholds. Its `kind` is a name of one's own, or one
-    of those of `tfdeep.diagnostics.Finding`. A rule that fails during a fit is left
-    out from then on, with a warning.
+    The fields of a rule are its thresholds. Its `kind` is a name of your own, or one of
+    those of `tfdeep.diagnostics.Finding`. A rule that fails during a fit is dropped,
+    with a warning.
 
     Example:
 
@@ -56,7 +56,7 @@ class Rule:
     patience: ClassVar[int] = 2  # examinations in a row before it is a finding
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        """Yields what the rule sees now; asked every ten steps, later every hundred.
+        """Yields what the rule sees now; called every ten steps, later every hundred.
 
         Args:
             recording: Everything that was recorded so far.

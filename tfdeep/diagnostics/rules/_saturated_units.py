@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -32,9 +33,8 @@ _LATER = (
 class SaturatedUnits(Rule):
     """Most outputs of a hidden layer lie where its activation has no slope left.
 
-    Seen with `GradientMonitor(activations=True)`; without, only where next to no
-    gradient comes through a layer. An output layer is meant to saturate and is left
-    out.
+    Seen with `GradientMonitor(activations=True)`; without, only where a layer passes on
+    almost no gradient. An output layer is meant to saturate and is left out.
 
     Args:
         fraction: Fraction of the outputs with a slope below 0.01. Healthy nets of the
@@ -51,7 +51,7 @@ class SaturatedUnits(Rule):
         recent = _measures.measured_lately(recording)
         flat = recording["flat_fraction"]
         for i, layer in enumerate(recording.layers):
-            if layer.activation not in _measures.BOUNDED:
+            if not activation_facts(layer.activation).saturates:
                 continue
             if _measures.is_output(recording, layer):
                 continue
@@ -73,13 +73,13 @@ class SaturatedUnits(Rule):
 
 
 def _silenced(recording: Recording) -> Iterable[Symptom]:
-    """The layers through which next to no gradient comes, seen by the gradient alone.
+    """The layers that pass on almost no gradient, seen by the gradient alone.
 
     From a layer to the one before, the gradient is multiplied by the kernel between
     them and by the slope of the activation. Where the kernel is of a usual scale and
-    the product is next to nothing, the slope is.
+    the product is almost zero, the slope is.
     """
-    if recording.total_steps < 10:
+    if recording.lasted < 10:
         return
     measured = set()
     if "flat_fraction" in recording:
@@ -92,7 +92,8 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
     size = np.nan_to_num(size)
     for i, layer in enumerate(layers[:-1]):
         above = layers[i + 1]
-        if _measures.activation_of(recording, layer) not in _measures.BOUNDED:
+        activation = _measures.activation_of(recording, layer)
+        if not activation_facts(activation).saturates:
             continue
         if measured & ({layer.path} | {x.path for x in _activations(recording, layer)}):
             continue
@@ -102,13 +103,13 @@ def _silenced(recording: Recording) -> Iterable[Symptom]:
         if size[i + 1] < 1e-3 * size.max() or size[i] > 1e-5 * size[i + 1]:
             continue
         if is_cut_off[i] or _hears_through_bias(recording, layer, above):
-            continue  # another illness; in the latter case of what is before it
+            continue  # another problem, in the latter case of the layer before it
         yield Symptom(
             layer.path,
             "critical",
             _measures.since(recording),
-            "its outputs saturated: next to no gradient comes through it from "
-            f"{above.path}, right behind it",
+            "its outputs saturated: it passes on almost no gradient from "
+            f"{above.path}, right after it",
             _START if layer.recurrent_kernel is None else _RECURRENT,
         )
 
@@ -126,13 +127,13 @@ def _hears_through_bias(
 
 
 def _activations(recording: Recording, layer: LayerInfo) -> list[LayerInfo]:
-    """The activations that stand alone right behind a layer."""
+    """The separate activation layers right after a layer."""
     behind = _measures.followers(recording, layer.path)
     return [x for x in behind if x.kernel is None and not x.is_normalization]
 
 
 def _behind_activations(recording: Recording, layer: LayerInfo) -> set[str]:
-    """The layers right before one, seen through activations that stand alone."""
+    """The layers right before one, also through separate activation layers."""
     by_path = {other.path: other for other in recording.layers}
     found = set(layer.inputs)
     for path in layer.inputs:

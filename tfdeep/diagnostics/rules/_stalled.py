@@ -17,8 +17,8 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class Stalled(Rule):
     """After many steps the loss is within its own noise of where it began.
 
-    Only of a net that started from its initializers: one that was trained before may
-    have nothing left to learn.
+    Only for nets that start from their initializers: a pretrained net may have nothing
+    left to learn.
 
     Args:
         steps: How many steps it must last.
@@ -30,7 +30,7 @@ class Stalled(Rule):
     to: float = 0.98
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < self.steps or not _measures.is_untouched(recording):
+        if recording.lasted < self.steps or not _measures.is_untouched(recording):
             return
         loss = _measures.loss(recording)
         now = loss[_measures.lately(recording, 100)]

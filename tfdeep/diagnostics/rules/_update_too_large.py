@@ -11,18 +11,17 @@ import numpy as np
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
-from tfdeep.diagnostics.rules._update import relative_updates
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateTooLarge(Rule):
     """A step changes a weight by a large part of its size, and the loss does not fall.
 
-    Large steps that work are no illness, so both are asked for.
+    Large steps that work are not a problem, so both are required.
 
     Args:
-        ratio: `||update|| / ||weight||` of one step. Healthy nets of the gym come to
-            0.02 at the median; the first step of one of them, 0.4.
+        ratio: `||update|| / ||weight||` of one step. Healthy nets of the gym have a
+            median of 0.02; the first step of one of them, 0.4.
         to: The loss must have fallen to this fraction of its start.
     """
 
@@ -31,9 +30,9 @@ class UpdateTooLarge(Rule):
     to: float = 0.75
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        if recording.total_steps < 10 or _measures.has_fallen(recording, self.to):
+        if recording.lasted < 10 or _measures.has_fallen(recording, self.to):
             return
-        ratio, steps, layers = relative_updates(recording)
+        ratio, steps, layers = _measures.relative_updates(recording)
         for i, layer in enumerate(layers):
             values = ratio[:, i]
             large = np.flatnonzero((values > self.ratio) & np.isfinite(values))

@@ -1,4 +1,4 @@
-"""The steps are too small to get anywhere."""
+"""The steps are too small to make progress."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
-from tfdeep.diagnostics.rules._update import relative_updates
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateTooSmall(Rule):
-    """The most that a step can lower the loss is next to nothing.
+    """A step can hardly lower the loss.
 
     To first order a step lowers the loss by no more than
 
@@ -35,7 +34,7 @@ class UpdateTooSmall(Rule):
     progress: float = 1e-5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
-        ratio, steps, layers = relative_updates(recording)
+        ratio, steps, layers = _measures.relative_updates(recording)
         if len(steps) < 2 or _measures.has_fallen(recording, 0.8):
             return
         at = np.searchsorted(recording.steps, steps)
@@ -57,13 +56,13 @@ class UpdateTooSmall(Rule):
         if latest[0] > 0 and (latest[1:] > 1.1 * latest[:-1]).all():
             return  # it grows
         if not gradient[-1].any():
-            return  # a matter of the gradient, not of the step
+            return  # the gradient is to blame, not the step
         size, sized = _measures.sensitivities(recording)
         strongest = np.nan_to_num(size).max(initial=0)
         by_path = {layer.path: size[i] for i, layer in enumerate(sized)}
         for i, layer in enumerate(layers):
             if not by_path[layer.path] > 1e-3 * strongest:
-                continue  # it has another illness
+                continue  # it has another problem
             yield Symptom(
                 layer.path,
                 "critical" if latest.max() == 0 else "warning",

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -18,9 +19,8 @@ class VanishingGradient(Rule):
     """All layers up to some place have a far smaller gradient than those above it.
 
     Layers are compared by `||gradient|| * ||weight||`, which does not depend on their
-    sizes. The comparison is with the layers above in the same step, never with a
-    constant: a net whose gradients are small everywhere, as late in training, is not
-    meant.
+    sizes, with the layers above them in the same step. There is no absolute threshold:
+    gradients that are small everywhere, as late in training, are not a problem.
 
     Args:
         ratio: Largest `s` of the layers below over largest `s` of those above, under
@@ -42,7 +42,7 @@ class VanishingGradient(Rule):
             above = size[i + 1 :].max()
             if not 0 < size[i] < self.ratio * above:
                 continue
-            if layer.is_table or size[: i + 1].max() >= self.ratio * above:
+            if layer.is_embedding or size[: i + 1].max() >= self.ratio * above:
                 continue  # the gradient goes around it
             strongest = layers[i + 1 + int(size[i + 1 :].argmax())]
             yield Symptom(
@@ -68,11 +68,11 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str
     place = int(drops.argmax())
     if drops[place] > 3 and drops[place] > 0.8 * drops.sum():
         return (
-            f"look at what stands between {layers[place].path} and "
+            f"check what lies between {layers[place].path} and "
             f"{layers[place + 1].path} (a small factor, a saturated function)"
         )
     activation = _measures.activation_of(recording, layers[i])
-    if activation in _measures.BOUNDED:
+    if activation_facts(activation).saturates:
         return (
             'activation="relu" with keras.initializers.HeNormal(); or '
             "keras.layers.BatchNormalization() before each activation; or skip "

@@ -1,4 +1,4 @@
-"""What a step knows of the outputs of a layer: scale, saturation, rank.
+"""Measures what a layer computes in one call: scale, saturation, rank.
 
 Everything here is plain TensorFlow that compiles under XLA and runs inside `tf.cond`.
 It looks at a sample: some examples of the batch, some places of an image.
@@ -7,21 +7,52 @@ It looks at a sample: some examples of the batch, some places of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-# A unit whose activation has a smaller slope than this hands on no gradient to speak of
-# (of a logistic unit, |z| > 4.6; of tanh, |z| > 3; of ReLU, z < 0).
+from tfdeep._keras import _layer_facts
+from tfdeep._keras._layer_calls import LayerCall
+
+# A unit with a smaller slope passes on almost no gradient (sigmoid: |z| > 4.6, tanh:
+# |z| > 3, ReLU: z < 0).
 FLAT = 0.01
 
 _SAMPLE = 65_536  # entries of a layer's output
 _MOST_EXAMPLES = 128
 _RANK_ROWS = 64
 
-# Activation functions that mix the units; a slope by unit does not exist.
-_MIXING = {"softmax", "log_softmax", "glu", "sparsemax", "linear"}
+
+def measure(call: LayerCall) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
+    """Measures one call of a layer.
+
+    Returns:
+        The quantities by name, `flat_fraction` only where the activation is known;
+        and for each unit whether it has a slope for any example, None if unknown.
+    """
+    axis = units_axis(call.layer)
+    places = sample(call.output, axis)
+    mean, std = moments(places)
+    found = {
+        "output_mean": mean,
+        "output_std": std,
+        "effective_rank": effective_rank(places),
+        "nonfinite_output": _fraction(~tf.math.is_finite(places)),
+    }
+    if call.before_activation is None or not _has_slopes(call.activation):
+        return found, None
+    is_flat_at = is_flat(call.activation, sample(call.before_activation, axis))
+    found["flat_fraction"] = _fraction(is_flat_at)
+    return found, tf.reduce_any(~is_flat_at, axis=0)
+
+
+def _has_slopes(activation: Any) -> bool:
+    name = _layer_facts.activation_name(activation)
+    return name is not None and _layer_facts.activation(name).has_slopes
+
+
+def _fraction(mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.cast(mask, tf.float32))
 
 
 def units_axis(layer: Any) -> int:
@@ -43,7 +74,7 @@ def sample(tensor: Any, axis: int = -1) -> tf.Tensor:
     places = math.prod(inner) if inner.is_fully_defined() else 1
     examples = max(min(_SAMPLE // units, _MOST_EXAMPLES), 8)
     x = x[:examples]
-    # Neighbours in an image say the same twice; take every k-th of a row.
+    # Neighbors in an image say the same twice; take every k-th of a row.
     stride = max(math.ceil(places * examples * units / _SAMPLE), 1)
     if inner.rank:
         x = tf.reshape(x, [tf.shape(x)[0], -1, units])[:, ::stride]
@@ -56,19 +87,6 @@ def is_flat(activation: Any, before: tf.Tensor) -> tf.Tensor:
         tape.watch(before)
         after = activation(before)
     return tf.abs(tape.gradient(after, before)) < FLAT
-
-
-def is_element_wise(activation: Callable[[Any], Any] | None) -> bool:
-    """Whether each output of an activation depends on one input only."""
-    if activation is None:
-        return False
-    name = getattr(activation, "__name__", "") or type(activation).__name__
-    return is_element_wise_name(name.lower())
-
-
-def is_element_wise_name(name: str) -> bool:
-    """The same by the name of the function."""
-    return name not in _MIXING
 
 
 def moments(places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
