@@ -21,8 +21,8 @@ import pytest
 import tfdeep
 from tests import nets
 from tests.checkpoints import files, legacy
-from tfdeep.checkpoints import _hdf5
-from tfdeep.checkpoints._limits import Limits
+from tfdeep.checkpoints._readers import _hdf5
+from tfdeep.checkpoints._readers._limits import Limits
 from tfdeep.errors import (
     CheckpointError,
     CorruptFileError,

@@ -14,7 +14,7 @@ from tensorflow.core.util import saved_tensor_slice_pb2
 
 from tests import nets
 from tests.checkpoints import files
-from tfdeep.checkpoints import _limits, _tf_checkpoint, _tf_index, _tf_table
+from tfdeep.checkpoints._readers import _limits, _tf_checkpoint, _tf_index, _tf_table
 from tfdeep.errors import (
     CorruptFileError,
     LimitError,

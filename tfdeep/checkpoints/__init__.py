@@ -1,10 +1,10 @@
 """Files of weights: readers for each format, and what `tfdeep.restore` reports."""
 
 from tfdeep.checkpoints._compare import CompareReport, Comparison, compare
-from tfdeep.checkpoints._limits import Limits
 from tfdeep.checkpoints._open import open
 from tfdeep.checkpoints._plan import Match, Mismatch
-from tfdeep.checkpoints._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
 from tfdeep.checkpoints._restore import Probe, RestoreReport
 from tfdeep.checkpoints._save import SaveReport
 from tfdeep.checkpoints._torch_layout import flattened

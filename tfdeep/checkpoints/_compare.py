@@ -11,9 +11,9 @@ import numpy as np
 
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep.checkpoints._limits import Limits
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import Rename, Transform, make_plan
+from tfdeep.checkpoints._readers._limits import Limits
 from tfdeep.checkpoints._targets import find_targets
 
 _MOST_ROWS = 40

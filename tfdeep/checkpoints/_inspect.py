@@ -11,7 +11,7 @@ from tfdeep._core import _paths
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table, shorten
 from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._readers._reader import TensorInfo
 
 _MOST_ROWS = 200
 

@@ -6,23 +6,29 @@ import builtins
 import os
 
 from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._keras_files import (
+from tfdeep.checkpoints._readers._keras_files import (
     KerasArchiveReader,
     ShardedKerasReader,
     open_hdf5,
 )
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._npz import NpzReader
-from tfdeep.checkpoints._reader import Reader, corrupt
-from tfdeep.checkpoints._remote import RemoteReader, is_remote
-from tfdeep.checkpoints._safetensors import SafetensorsReader, ShardedSafetensorsReader
-from tfdeep.checkpoints._tf_checkpoint import TFCheckpointReader, checkpoint_prefix
-from tfdeep.checkpoints._torch import (
+from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._npz import NpzReader
+from tfdeep.checkpoints._readers._reader import Reader, corrupt
+from tfdeep.checkpoints._readers._remote import RemoteReader, is_remote
+from tfdeep.checkpoints._readers._safetensors import (
+    SafetensorsReader,
+    ShardedSafetensorsReader,
+)
+from tfdeep.checkpoints._readers._tf_checkpoint import (
+    TFCheckpointReader,
+    checkpoint_prefix,
+)
+from tfdeep.checkpoints._readers._torch import (
     TorchReader,
     is_legacy_torch,
     legacy_torch_error,
 )
-from tfdeep.checkpoints._zip import member_names
+from tfdeep.checkpoints._readers._zip import member_names
 from tfdeep.errors import UnknownFormatError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"

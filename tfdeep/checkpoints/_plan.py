@@ -15,8 +15,8 @@ import numpy as np
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._limits import dtype_of, is_floating
-from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._readers._limits import dtype_of, is_floating
+from tfdeep.checkpoints._readers._reader import TensorInfo
 from tfdeep.checkpoints._torch_layout import Recipe
 from tfdeep.errors import InvalidArgumentError, SelectionError
 

@@ -16,7 +16,6 @@ from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, render_table, shorten
-from tfdeep.checkpoints._limits import Limits, is_floating
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import (
     Match,
@@ -26,7 +25,8 @@ from tfdeep.checkpoints._plan import (
     Transform,
     make_plan,
 )
-from tfdeep.checkpoints._reader import ALIGNMENT, Reader
+from tfdeep.checkpoints._readers._limits import Limits, is_floating
+from tfdeep.checkpoints._readers._reader import ALIGNMENT, Reader
 from tfdeep.checkpoints._targets import entries_of, find_targets
 from tfdeep.errors import InvalidArgumentError, MismatchError
 

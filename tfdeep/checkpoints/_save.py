@@ -25,8 +25,8 @@ from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._plan import make_plan
-from tfdeep.checkpoints._reader import bytes_of
-from tfdeep.checkpoints._safetensors import DIGEST, NAMES
+from tfdeep.checkpoints._readers._reader import bytes_of
+from tfdeep.checkpoints._readers._safetensors import DIGEST, NAMES
 from tfdeep.checkpoints._targets import Targets, find_targets
 from tfdeep.errors import InvalidArgumentError
 

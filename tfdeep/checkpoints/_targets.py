@@ -16,7 +16,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._variables import ModelVariable
 from tfdeep.checkpoints._plan import Target, Transform
-from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._readers._reader import TensorInfo
 from tfdeep.checkpoints._torch_layout import recipes
 from tfdeep.errors import InvalidArgumentError, ModelError
 

@@ -14,7 +14,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, number_of_bytes
+from tfdeep.checkpoints._readers._limits import Limits, number_of_bytes
 from tfdeep.errors import CorruptFileError
 
 # Where the memory of a tensor of TensorFlow may begin: at a multiple of so many bytes.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._limits import Limits, dtype_of
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
 from tfdeep.errors import CheckpointError, UnsafeFileError
 
 _DTYPES = {

@@ -15,9 +15,9 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, number_of_bytes
-from tfdeep.checkpoints._reader import corrupt
-from tfdeep.checkpoints._tf_table import Table, varint
+from tfdeep.checkpoints._readers._limits import Limits, number_of_bytes
+from tfdeep.checkpoints._readers._reader import corrupt
+from tfdeep.checkpoints._readers._tf_table import Table, varint
 from tfdeep.errors import CheckpointError, UnknownFormatError
 
 # Kinds of values that no weight has and whose size is not known from the shape.

@@ -16,8 +16,8 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import DEFLATE, Limits
-from tfdeep.checkpoints._reader import Closeable, corrupt, empty_bytes, fill
+from tfdeep.checkpoints._readers._limits import DEFLATE, Limits
+from tfdeep.checkpoints._readers._reader import Closeable, corrupt, empty_bytes, fill
 from tfdeep.errors import CorruptFileError, UnsafeFileError
 
 _LOCAL = struct.Struct("<4s5H3I2H")

@@ -10,9 +10,9 @@ import tokenize
 import numpy as np
 from numpy.lib import format as npy
 
-from tfdeep.checkpoints._limits import DEFLATE, Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._zip import Archive
+from tfdeep.checkpoints._readers._limits import DEFLATE, Limits, dtype_of
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._zip import Archive
 
 _LONGEST_HEADER = 10_000
 _BY_VERSION = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

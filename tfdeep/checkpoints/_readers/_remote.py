@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._reader import Reader
+from tfdeep.checkpoints._readers._reader import Reader
 from tfdeep.errors import UnknownFormatError, UnsafeFileError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

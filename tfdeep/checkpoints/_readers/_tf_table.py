@@ -17,8 +17,8 @@ import google_crc32c
 import numpy as np
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Closeable, corrupt
+from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._reader import Closeable, corrupt
 from tfdeep.errors import CheckpointError, UnknownFormatError
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")

@@ -14,7 +14,7 @@ from tfdeep._core._explain import explain
 from tfdeep.errors import CorruptFileError, LimitError, UnknownFormatError
 
 if TYPE_CHECKING:
-    from tfdeep.checkpoints._reader import TensorInfo
+    from tfdeep.checkpoints._readers._reader import TensorInfo
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 

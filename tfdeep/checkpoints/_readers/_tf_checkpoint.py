@@ -11,11 +11,11 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._tf_index import Checks, Entry, Index, read_index
-from tfdeep.checkpoints._tf_table import MAGIC, crc32c, masked, varint
-from tfdeep.checkpoints._tf_v1 import EXPANSION, V1File
+from tfdeep.checkpoints._readers._limits import Limits, dtype_of
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._tf_index import Checks, Entry, Index, read_index
+from tfdeep.checkpoints._readers._tf_table import MAGIC, crc32c, masked, varint
+from tfdeep.checkpoints._readers._tf_v1 import EXPANSION, V1File
 from tfdeep.errors import CheckpointError, UnsafeFileError
 
 _KIND = "TensorFlow checkpoint"

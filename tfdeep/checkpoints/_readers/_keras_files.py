@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._hdf5 import Listing, Window, list_file, read_dataset
-from tfdeep.checkpoints._keras_legacy import LegacyKerasReader, is_legacy
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._safetensors import unique_keys
-from tfdeep.checkpoints._zip import Archive
+from tfdeep.checkpoints._readers._hdf5 import Listing, Window, list_file, read_dataset
+from tfdeep.checkpoints._readers._keras_legacy import LegacyKerasReader, is_legacy
+from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._safetensors import unique_keys
+from tfdeep.checkpoints._readers._zip import Archive
 from tfdeep.errors import UnknownFormatError, UnsafeFileError
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from tensorflow.core.framework import versions_pb2
 from tensorflow.core.util import saved_tensor_slice_pb2
 
-from tfdeep.checkpoints._limits import Limits, dtype_of, number_of_bytes
-from tfdeep.checkpoints._reader import Closeable
-from tfdeep.checkpoints._tf_index import Checks, Part
-from tfdeep.checkpoints._tf_table import Table
+from tfdeep.checkpoints._readers._limits import Limits, dtype_of, number_of_bytes
+from tfdeep.checkpoints._readers._reader import Closeable
+from tfdeep.checkpoints._readers._tf_index import Checks, Part
+from tfdeep.checkpoints._readers._tf_table import Table
 
 # The field of a tensor's message that holds values of a dtype. Most whole numbers are
 # kept in as many bytes as they need, so that one byte can become eight.

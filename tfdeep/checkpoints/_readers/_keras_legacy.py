@@ -38,9 +38,9 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep.checkpoints._hdf5 import Dataset, Listing, list_file, read_dataset
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._hdf5 import Dataset, Listing, list_file, read_dataset
+from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
 
 _ROOTS = ("", "model_weights")
 _TOP_LEVEL = "top_level_model_weights"

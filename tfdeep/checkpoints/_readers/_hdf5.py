@@ -24,9 +24,14 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints import _hdf5_child
-from tfdeep.checkpoints._limits import DEFLATE, Limits, dtype_of, number_of_bytes
-from tfdeep.checkpoints._reader import TensorInfo, corrupt, empty_bytes, fill
+from tfdeep.checkpoints._readers import _hdf5_child
+from tfdeep.checkpoints._readers._limits import (
+    DEFLATE,
+    Limits,
+    dtype_of,
+    number_of_bytes,
+)
+from tfdeep.checkpoints._readers._reader import TensorInfo, corrupt, empty_bytes, fill
 from tfdeep.errors import (
     CheckpointError,
     LimitError,
