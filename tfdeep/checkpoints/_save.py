@@ -23,8 +23,8 @@ from zlib_ng import zlib_ng
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
+from tfdeep.checkpoints._matching import match_by_name
 from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._plan import make_plan
 from tfdeep.checkpoints._readers._reader import bytes_of
 from tfdeep.checkpoints._readers._safetensors import DIGEST, NAMES
 from tfdeep.checkpoints._targets import Targets, find_targets
@@ -289,8 +289,8 @@ def _check_room(directory: str, model: Any) -> None:
 def _datasets(targets: Targets, whole: str) -> set[str]:
     """Where Keras has put the wanted variables in a file of all of them."""
     with open_checkpoint(whole) as reader:
-        plan = make_plan(targets.wanted, reader.variables)
-        unfit = [*plan.missing, *(mismatch.path for mismatch in plan.mismatched)]
+        matching = match_by_name(targets.wanted, reader.variables)
+        unfit = [*matching.missing, *(m.path for m in matching.mismatched)]
         if unfit:
             raise InvalidArgumentError(
                 explain(
@@ -300,7 +300,7 @@ def _datasets(targets: Targets, whole: str) -> set[str]:
                     fix="write a `.safetensors` file; nothing was written",
                 )
             )
-        kept = {reader.info(match.source).location for match in plan.matched}
+        kept = {reader.info(match.source).location for match in matching.matched}
         left = {info.location for info in reader.variables} - kept
     layers = {place.rpartition("/")[0] for place in kept}
     parted = sorted({place.rpartition("/")[0] for place in left} & layers)

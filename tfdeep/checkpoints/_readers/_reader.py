@@ -29,8 +29,8 @@ class TensorInfo:
     """One tensor of a file, without its values.
 
     Attributes:
-        name: The name to match by: layer names, then the variable's name, or its
-            number within the layer where the format keeps no names.
+        name: Its name as the file writes it: layer names, then the variable's name, or
+            its number within the layer where the format keeps no names.
         shape: Its shape.
         dtype: Its dtype, as Keras writes it: "float32", "bfloat16".
         location: Where the file keeps it.
@@ -48,9 +48,23 @@ class TensorInfo:
     layer_variables: int | None = None
 
     @property
+    def path(self) -> str:
+        """Its name with "/" between components, whatever the file has there."""
+        return path_of(self.name)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its values."""
         return number_of_bytes("", self.name, self.shape, self.dtype)
+
+
+def path_of(name: str) -> str:
+    """A name as a path: PyTorch has dots between components.
+
+    >>> path_of("layer1.0.conv1.weight")
+    'layer1/0/conv1/weight'
+    """
+    return name.replace(".", "/")
 
 
 class Closeable(contextlib.AbstractContextManager[Any]):
