@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfdeep.checkpoints._readers import _torch
-from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._checks import Limits
 from tfdeep.checkpoints._readers._torch import TorchReader
 from tfdeep.errors import (
     CorruptFileError,

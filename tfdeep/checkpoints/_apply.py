@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep.checkpoints._matching import Converter, Matching
-from tfdeep.checkpoints._readers._limits import is_floating
+from tfdeep.checkpoints._readers._checks import is_floating
 from tfdeep.checkpoints._readers._reader import ALIGNMENT, Reader
 from tfdeep.checkpoints._report import (
     Match,

@@ -1,4 +1,4 @@
-"""Says, variable by variable, whether a model holds what a file holds."""
+"""Compares a model with a file of weights, variable by variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdeep._core._records import Record, render_table, shorten
 from tfdeep.checkpoints._apply import Restore
 from tfdeep.checkpoints._matching import Transform
 from tfdeep.checkpoints._names import Rename
-from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._checks import Limits
 from tfdeep.checkpoints._report import Match, Mismatch
 from tfdeep.checkpoints._request import Request
 
@@ -30,8 +30,8 @@ class Comparison:
         source: The names of its tensors in the file; empty if it has none.
         state: "equal" (to the last bit), "different" or "absent" (in the file).
         difference: The largest absolute difference of an entry, in units of the
-            weight; NaN where there is none to take.
-        reason: What does not fit, where values cannot be compared.
+            weight; NaN where values cannot be compared.
+        reason: Why values cannot be compared.
     """
 
     path: str

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdeep._core._explain import explain, listing
 from tfdeep.checkpoints._names import Rename, by_path
-from tfdeep.checkpoints._readers._limits import dtype_of, is_floating
+from tfdeep.checkpoints._readers._checks import is_floating, numpy_dtype
 from tfdeep.checkpoints._readers._reader import TensorInfo
 from tfdeep.checkpoints._report import Match, Mismatch, MismatchKind, Steps
 from tfdeep.checkpoints._torch_layout import Conversion, Recipe
@@ -26,7 +26,7 @@ Transform = Mapping[str, Callable[[np.ndarray], Any]] | None
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A variable of the model that wants values.
+    """A variable of the model to fill.
 
     Attributes:
         path: Its path in the model.
@@ -177,7 +177,7 @@ def _converter(
     dtypes = {tensor.dtype for tensor in sources}
     cast_from = ", ".join(sorted(dtypes)) if cast and dtypes != {target.dtype} else ""
     may_change = cast_from or (cast and target.transform is not None)
-    to = dtype_of("", target.path, target.dtype) if may_change else None
+    to = numpy_dtype(target.dtype) if may_change else None
     steps = Steps(
         conversion=recipe.conversion if recipe else Conversion.NONE,
         transformed=target.transform is not None,
@@ -260,7 +260,7 @@ def _misfit(
         if str(made.shape) != shapes:
             shapes += f" (converted: {made.shape})"
         return MismatchKind.SHAPE, shapes, str(target.shape)
-    wanted = dtype_of("", target.path, target.dtype)
+    wanted = numpy_dtype(target.dtype)
     if made.dtype == wanted or (converter.cast and may_cast(made.dtype, wanted)):
         return None
     can_help = may_cast(made.dtype, wanted)
@@ -277,12 +277,12 @@ def may_cast(dtype: np.dtype, wanted: np.dtype) -> bool:
 
 def _ones(tensor: TensorInfo) -> np.ndarray:
     """An array of a tensor's shape, for a function of the caller's to try."""
-    return np.ones(tensor.shape, dtype_of("", tensor.name, tensor.dtype))
+    return np.ones(tensor.shape, numpy_dtype(tensor.dtype))
 
 
 def _flat_ones(tensor: TensorInfo) -> np.ndarray:
     """The same, in no memory."""
-    one = np.ones((), dtype_of("", tensor.name, tensor.dtype))
+    one = np.ones((), numpy_dtype(tensor.dtype))
     return np.broadcast_to(one, tensor.shape)
 
 

@@ -6,14 +6,14 @@ import builtins
 import os
 
 from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._readers._keras_files import (
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._keras import (
     KerasArchiveReader,
     ShardedKerasReader,
     open_hdf5,
 )
-from tfdeep.checkpoints._readers._limits import Limits
 from tfdeep.checkpoints._readers._npz import NpzReader
-from tfdeep.checkpoints._readers._reader import Reader, corrupt
+from tfdeep.checkpoints._readers._reader import Reader
 from tfdeep.checkpoints._readers._remote import RemoteReader, is_remote
 from tfdeep.checkpoints._readers._safetensors import (
     SafetensorsReader,
@@ -41,7 +41,7 @@ _KINDS = {
     ".pt": TorchReader.format,
     ".pth": TorchReader.format,
 }
-_MEMBERS = 64  # to look at, to tell what an archive is
+_MEMBERS = 64  # that are looked at to tell what an archive is
 
 
 def open(
@@ -74,7 +74,7 @@ object-based), a directory that holds one, a SavedModel directory |
         A reader with `variables`, `read(name)` and `integrity`.
 
     Raises:
-        UnknownFormatError: If it is none of these.
+        UnknownFormatError: If it is in none of these formats.
         CorruptFileError: If it is damaged or cut short.
         UnsafeFileError: If it points outside itself, or would run code.
         LimitError: If it declares more than `limits`.
@@ -132,14 +132,15 @@ def _open_file(path: str, limits: Limits | None) -> Reader:
         return SafetensorsReader(path, limits)
     for suffix, kind in _KINDS.items():
         if path.endswith(suffix):
-            raise corrupt(path, kind, "it does not begin like one")
+            checks = Checks(path, kind, limits or Limits())
+            raise checks.damaged("it does not begin like one")
     if start[8:9] == b"{":
         return SafetensorsReader(path, limits)
     raise _unknown(path, "an unknown kind of file")
 
 
 def _open_archive(path: str, limits: Limits | None) -> Reader:
-    """What is in an archive says what it is; its name decides where that fails."""
+    """Tells an archive by its members, or else by its name."""
     names = member_names(path, _MEMBERS)
     if any(name.endswith("data.pkl") for name in names):
         return TorchReader(path, limits)
@@ -162,7 +163,7 @@ def _unknown(
         what = "there is no such file"
     return UnknownFormatError(
         explain(
-            "This is no file of weights that tfdeep reads.",
+            "tfdeep cannot read this file as weights.",
             received=f"{path!r}: {what}",
             expected="a Keras `.weights.h5`, `.keras` or `.h5` file, a TensorFlow "
             "checkpoint's prefix or directory, a PyTorch `.pt`, a `.safetensors` or "

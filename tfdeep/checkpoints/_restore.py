@@ -11,7 +11,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep.checkpoints._apply import Restore
 from tfdeep.checkpoints._matching import Transform
 from tfdeep.checkpoints._names import Rename
-from tfdeep.checkpoints._readers._limits import Limits
+from tfdeep.checkpoints._readers._checks import Limits
 from tfdeep.checkpoints._report import RestoreReport
 from tfdeep.checkpoints._request import Request
 from tfdeep.errors import MismatchError

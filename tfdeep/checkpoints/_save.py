@@ -1,4 +1,4 @@
-"""Writes chosen variables of a model to a file, whole or not at all."""
+"""Writes chosen variables of a model to a file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def save_subset(
 ) -> SaveReport:
     """Writes chosen variables of a model to a file that `restore` reads.
 
-    Use it to keep the layers that are worth reusing. The file appears whole or not at
-    all: it is written beside its place, forced to the disk and renamed. It carries a
+    Use it to keep the layers that are worth reusing. The file appears complete or not
+    at all: it is written beside its place, forced to the disk and renamed. It carries a
     checksum of each tensor, so that `restore` finds damage.
 
     | path | |
@@ -198,7 +198,7 @@ def _write_npz(model: Any, targets: Targets, path: str) -> None:
         )
 
     def write(temporary: str) -> None:
-        # `numpy.savez` has names of its own: `file`, `allow_pickle`.
+        # `numpy.savez` reserves the names `file` and `allow_pickle`.
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name, array in values.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -258,8 +258,8 @@ def _number(file: str) -> int:
 
 
 def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
-    # HDF5 may crash the process when a disk is full: the file is made in memory, and
-    # there is to be room for what Keras writes.
+    # HDF5 may crash the process when a disk is full: so the file is made in memory, and
+    # there must be room for what Keras writes.
     with tempfile.TemporaryDirectory(prefix="tfdeep-") as directory:
         _check_room(directory, model)
         whole = os.path.join(directory, "whole.weights.h5")
@@ -307,7 +307,7 @@ def _datasets(targets: Targets, whole: str) -> set[str]:
     if parted:
         raise InvalidArgumentError(
             explain(
-                "Keras' files of weights hold whole layers.",
+                "A `.weights.h5` file holds whole layers.",
                 received=f"only some of the variables in {listing(parted)}",
                 expected="patterns over layers, such as 'hidden[12]'",
                 fix="write a `.safetensors` file; nothing was written",
@@ -317,7 +317,7 @@ def _datasets(targets: Targets, whole: str) -> set[str]:
 
 
 def _copy_group(source: Any, target: Any, kept: set[str]) -> None:
-    """Copies what leads to the kept datasets; equal layers are counted anew.
+    """Copies the groups around the kept datasets, and counts layers of a class anew.
 
     Keras numbers the layers of a class in their order: `dense`, `dense_1`.
     """

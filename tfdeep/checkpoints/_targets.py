@@ -1,4 +1,4 @@
-"""The variables of a model that want values, and the names to look for."""
+"""The variables of a model to fill, and the names to look for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Targets:
     Attributes:
         wanted: What to look for, in the model's order.
         variables: The `keras.Variable`s by path, of the whole model.
-        others: Those of the model that are not wanted.
+        others: The variables of the model that are not wanted.
     """
 
     wanted: tuple[Target, ...]
@@ -96,7 +96,7 @@ class Targets:
 
 
 def _are_in_order(tensors: Sequence[TensorInfo], paths: Sequence[str]) -> bool:
-    """Whether the layers that a Keras 3 file counts are counted as the model has them.
+    """Whether a Keras 3 file numbers its layers in the order of the model.
 
     `layers/dense`, `layers/dense_1`, ... are the dense layers in their order.
     """

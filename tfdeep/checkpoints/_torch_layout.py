@@ -57,8 +57,8 @@ class Recipe:
 def recipes(variable: ModelVariable, owners: Sequence[Any]) -> tuple[Recipe, ...]:
     """The recipes that might fill a variable, best first.
 
-    The torch module is expected to have the name of the Keras layer, and to stand in
-    modules named like the layers around it. A dot in a Keras name counts as "/".
+    The torch module is expected to have the name of the Keras layer, inside modules
+    named like the layers around it. A dot in a Keras name counts as "/".
 
     Args:
         variable: The variable.
@@ -78,7 +78,7 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
     """For the `Dense` layer behind a `Flatten` of images.
 
     PyTorch flattens an image channel by channel, Keras pixel by pixel, so the rows of
-    the kernel stand in another order. Names do not tell where that is the case.
+    the kernel are in another order. Names do not tell where this happens.
 
     Args:
         shape: Height, width and channels of what is flattened, as Keras has it.
@@ -88,7 +88,7 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
         PyTorch's C, H, W to Keras' H, W, C.
 
     Raises:
-        ValueError: By that function, for a kernel of another shape.
+        ValueError: The function raises it for a kernel of another shape.
 
     Example:
 
@@ -111,7 +111,7 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a variable stands.
+    """Where a variable is in a model.
 
     Attributes:
         name: The variable's own name.
@@ -206,7 +206,7 @@ def _depthwise(place: _Place) -> list[Recipe]:
 
 
 def _separable(place: _Place) -> list[Recipe]:
-    """PyTorch has no such layer; by custom it is two, named as Keras names kernels."""
+    """PyTorch has no such layer; usually it is two, named as Keras names kernels."""
     if place.name == "depthwise_kernel":
         return place.recipe(*_depthwise_kernel("depthwise/weight", place.shape))
     if place.name == "pointwise_kernel":

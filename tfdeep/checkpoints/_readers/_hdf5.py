@@ -1,9 +1,20 @@
 """Reads HDF5 files without letting the HDF5 library into this process.
 
-A child process (`_hdf5_child`) lists the file and says where its values are; plain
-values are then read from there as bytes of the file. Only values that are compressed
-or kept in pieces are decoded by the child. It has limited time and memory, and loads
-no plugins.
+On some damaged files the library never returns, cannot be interrupted, or allocates
+memory without end. What is trusted, and what is not:
+
+- The file is not trusted, and neither is the library while it reads the file. It runs
+  in a child process (`_hdf5_child`) with limited processor time and memory, which loads
+  no plugins and writes no files, and is ended when it does not come to an end.
+- What the child says is not trusted. It lists the file; each shape, dtype and offset is
+  checked here against what the file can hold, and plain values are then read here, as
+  bytes of the file. The child decodes only values that are compressed or in chunks.
+- The program of the child is trusted: it is ours, and starts without the user's
+  environment and working directory.
+
+The limit is on processor time, from when the child has imported h5py. Time by the clock
+counts only without any progress, such as reading from the file: a slow disk or a busy
+machine does not make a file a bad one.
 """
 
 from __future__ import annotations
@@ -15,36 +26,30 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._readers import _hdf5_child
-from tfdeep.checkpoints._readers._limits import (
-    DEFLATE,
-    Limits,
-    dtype_of,
-    number_of_bytes,
-)
-from tfdeep.checkpoints._readers._reader import TensorInfo, corrupt, empty_bytes, fill
-from tfdeep.errors import (
-    CheckpointError,
-    LimitError,
-    MissingDependencyError,
-    UnsafeFileError,
-)
+from tfdeep.checkpoints._readers._checks import DEFLATE, Checks
+from tfdeep.checkpoints._readers._reader import TensorInfo, empty_bytes, fill
+from tfdeep.errors import CheckpointError, LimitError, MissingDependencyError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 _CHILD = str(pathlib.Path(__file__).with_name("_hdf5_child.py"))
 _MEMORY = 2 << 30
-_TO_START = 2
-_SLOWEST = 20_000_000
+_PATIENCE = 120.0  # seconds without progress
+_TO_END = 2.0  # seconds from its last word to its end
+_SLOWEST = 20_000_000  # bytes decoded in a second
+_OUT_OF_TIME = -getattr(signal, "SIGXCPU", 0)
 _INHERITED = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _KEPT_AS_BYTES = ("bfloat16", "float8_")
 
@@ -67,19 +72,15 @@ class Dataset:
     """One array of a file.
 
     Attributes:
-        path: Its path in the file, without a slash in front.
-        shape: Its shape.
-        dtype: Its dtype, as Keras writes it.
-        is_big_endian: Whether its bytes are in the order that few machines have.
+        info: Its path in the file, without a slash in front, its shape and dtype.
+        is_big_endian: Whether its bytes are big-endian.
         offset: Where its values are in the window, or None if the child must decode
             them.
         is_compressed: Whether it is deflated.
         crc: The CRC-32 of its little-endian bytes, if the file says it.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
+    info: TensorInfo
     is_big_endian: bool
     offset: int | None
     is_compressed: bool
@@ -91,16 +92,14 @@ class Listing:
     """What an HDF5 file holds.
 
     Attributes:
-        source: The file.
-        kind: What it should be, for messages.
+        checks: The checks of the file.
         window: The part of it that was listed.
         identity: What tells whether the file is still the same.
         groups: The attributes of each group, by path; the root's path is "".
         datasets: The arrays by path, in the file's order.
     """
 
-    source: str
-    kind: str
+    checks: Checks
     window: Window
     identity: tuple[int, ...]
     groups: Mapping[str, Mapping[str, Any]]
@@ -112,132 +111,103 @@ class Listing:
         is_compressed = any(dataset.is_compressed for dataset in self.datasets.values())
         return DEFLATE if is_compressed else 1
 
+    def read(self, path: str) -> np.ndarray:
+        """Reads one array.
 
-def list_file(
-    source: str, limits: Limits, kind: str, window: Window | None = None
-) -> Listing:
+        Args:
+            path: The array's path, one of `datasets`.
+
+        Raises:
+            CorruptFileError: If the values cannot be read as they were listed, or the
+                file is another one by now.
+        """
+        checks, dataset = self.checks, self.datasets[path]
+        info = dataset.info
+        dtype = checks.dtype(path, info.dtype)
+        values = empty_bytes(info.nbytes)
+        with open(checks.source, "rb") as file:
+            if _identity(file) != self.identity:
+                raise checks.damaged("it was changed while it was being read")
+            if not info.nbytes:
+                is_complete = True
+            elif dataset.offset is not None:
+                is_complete = fill(file, self.window.begin + dataset.offset, values)
+            else:
+                request = {"path": path, "count": info.nbytes}
+                with _Child(checks, self.window, file, request) as child:
+                    is_complete = child.fill(values.data)
+        if not is_complete:
+            raise checks.damaged(f"the values of {path!r} are not complete")
+        if dataset.is_big_endian and dataset.offset is not None:
+            values = values.reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1)
+        if dtype == np.bool_ and values.size and values.max() > 1:
+            raise checks.damaged(f"the values of {path!r} are not all true or false")
+        return values.view(dtype).reshape(info.shape)
+
+
+def list_file(checks: Checks, window: Window | None = None) -> Listing:
     """Lists the groups and arrays of an HDF5 file.
 
     Args:
-        source: The file.
-        limits: The most that it may declare.
-        kind: What the file should be, for messages.
+        checks: The checks of the file.
         window: The part of the file to list; None for all of it.
 
     Raises:
-        CorruptFileError: If it is damaged, or nobody can say what it holds.
+        CorruptFileError: If it is damaged, or its structure is not clear.
         UnsafeFileError: If it reaches outside itself, or needs plugins.
         LimitError: If it declares too much, or takes too long.
     """
-    with open(source, "rb") as file:
+    with open(checks.source, "rb") as file:
         window = window or Window(0, os.fstat(file.fileno()).st_size)
         file.seek(window.begin)
         if file.read(len(SIGNATURE)) != SIGNATURE:
-            raise corrupt(source, kind, "it does not begin like one")
+            raise checks.damaged("it does not begin like one")
         identity = _identity(file)
-        child = _Child(source, kind, limits, window)
-        members, tensors = limits.members, limits.tensors
-        with child.start(file, {"members": members, "tensors": tensors}) as output:
-            answer = child.answer(output)
-    groups: dict[str, Mapping[str, Any]] = {}
-    datasets: dict[str, Dataset] = {}
+        limits = checks.limits
+        request = {"members": limits.members, "tensors": limits.tensors}
+        with _Child(checks, window, file, request) as child:
+            answer = child.message()
     try:
-        for entry in answer["groups"]:
-            path = _string(entry.pop("path"))
-            groups[path] = _attributes(entry)
-        for entry in answer["datasets"]:
-            dataset = _dataset(source, limits, kind, window, entry)
-            datasets[dataset.path] = dataset
+        groups = {_text(e.pop("path")): _attributes(e) for e in answer["groups"]}
+        found = [_dataset(checks, window, entry) for entry in answer["datasets"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise corrupt(source, kind, "its structure is not clear") from error
-    _check_overlap(source, kind, datasets)
-    return Listing(source, kind, window, identity, groups, datasets)
+        raise checks.damaged("its structure is not clear") from error
+    _check_overlap(checks, found)
+    datasets = {dataset.info.name: dataset for dataset in found}
+    return Listing(checks, window, identity, groups, datasets)
 
 
-def read_dataset(listing: Listing, path: str, limits: Limits) -> np.ndarray:
-    """Reads one array of a listed file.
+class _Child(contextlib.AbstractContextManager["_Child"]):
+    """The child process: started, watched, and ended when it is no longer needed.
 
     Args:
-        listing: The listing.
-        path: The array's path, one of `listing.datasets`.
-        limits: The limits that the file was listed with.
-
-    Raises:
-        CorruptFileError: If the values cannot be read as they were listed, or the file
-            is another one by now.
+        checks: The checks of the file.
+        window: The part of the file to read.
+        file: The open file.
+        request: What to do; with a `count`, how many bytes to decode.
     """
-    source, kind = listing.source, listing.kind
-    dataset = listing.datasets[path]
-    dtype = dtype_of(source, path, dataset.dtype)
-    count = number_of_bytes(source, path, dataset.shape, dataset.dtype)
-    values = empty_bytes(count)
-    with open(source, "rb") as file:
-        if _identity(file) != listing.identity:
-            raise corrupt(source, kind, "it was changed while it was being read")
-        if count == 0:
-            is_complete = True
-        elif dataset.offset is not None:
-            is_complete = fill(file, listing.window.begin + dataset.offset, values)
-        else:
-            child = _Child(source, kind, limits, listing.window)
-            request = {"path": path, "count": count}
-            with child.start(file, request, count) as output:
-                child.answer(output)
-                filled = output.readinto(values.data)  # type: ignore[attr-defined]
-                is_complete = filled == count and not output.read(1)
-    if not is_complete:
-        raise corrupt(source, kind, f"the values of {path!r} are not complete")
-    if dataset.is_big_endian and dataset.offset is not None:
-        values = values.reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1)
-    if dtype == np.bool_ and count and values.max() > 1:
-        raise corrupt(source, kind, f"the values of {path!r} are not all true or false")
-    return values.view(dtype).reshape(dataset.shape)
 
-
-class _Child:
-    """Starts the child, ends it when its time is over, and reads its answer."""
-
-    def __init__(self, source: str, kind: str, limits: Limits, window: Window) -> None:
-        self._source, self._kind = source, kind
-        self._limits, self._window = limits, window
-        self._is_late = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @contextlib.contextmanager
-    def start(
-        self, file: BinaryIO, request: dict[str, object], count: int = 0
-    ) -> Iterator[IO[bytes]]:
-        """The child's output, while it runs.
-
-        Args:
-            file: The open file.
-            request: What to do.
-            count: How many bytes it will decode.
-        """
-        seconds = self._limits.seconds + count // _SLOWEST
+    def __init__(
+        self, checks: Checks, window: Window, file: BinaryIO, request: dict[str, Any]
+    ) -> None:
+        self._checks = checks
+        count = request.get("count", 0)
+        self._seconds = checks.limits.seconds + count // _SLOWEST
         request = {
             **request,
-            "begin": self._window.begin,
-            "size": self._window.size,
-            "seconds": seconds,
+            **dataclasses.asdict(window),
+            "seconds": self._seconds,
             "memory": _MEMORY + 2 * count,
             "paths": _paths(),
         }
         self._process = self._started(file, json.dumps(request))
-        output = cast("IO[bytes]", self._process.stdout)
-        timer = threading.Timer(seconds + _TO_START, self._end_late)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield output
-        finally:
-            timer.cancel()
-            self._process.kill()
-            output.close()
-            self._process.wait()
-            timer.join()
+        self._output = cast("IO[bytes]", self._process.stdout)
+        self._progress = time.monotonic()
+        self._is_done, self._is_stuck = threading.Event(), threading.Event()
+        self._watch = threading.Thread(target=self._end_if_stuck, daemon=True)
+        self._watch.start()
 
     def _started(self, file: BinaryIO, request: str) -> subprocess.Popen[bytes]:
         try:
@@ -253,33 +223,57 @@ class _Child:
                 explain(
                     "HDF5 files are read by a second Python process, which cannot be "
                     "started here.",
-                    received=f"{self._source!r}; {sys.executable!r}: {error}",
+                    received=f"{self._checks.source!r}; {sys.executable!r}: {error}",
                     expected="a Python interpreter at `sys.executable`",
                     fix="convert the file to safetensors where Python can start one; "
                     "nothing was changed",
                 )
             ) from error
 
-    def _end_late(self) -> None:
-        self._is_late.set()
-        if self._process is not None:
-            self._process.kill()
+    def __exit__(self, *exception: object) -> None:
+        self._is_done.set()
+        self._process.kill()
+        self._output.close()
+        self._process.wait()
+        self._watch.join()
 
-    def answer(self, output: IO[bytes]) -> dict[str, Any]:
-        """The first line of the output, or the error that it asks for."""
-        line = output.readline(_hdf5_child.LONGEST_ANSWER + 2)
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("no answer")
-            answer = json.loads(line)
-            fault = answer.get("fault")
-            if fault is None:
-                return dict(answer)
-            raise self._error(**fault)
-        except CheckpointError:
-            raise
-        except (ValueError, RecursionError, TypeError, AttributeError) as error:
-            raise self._silence() from error
+    def _end_if_stuck(self) -> None:
+        while not self._is_done.wait(min(1.0, _PATIENCE / 4)):
+            if time.monotonic() - self._progress > _PATIENCE:
+                self._is_stuck.set()
+                self._process.kill()
+                return
+
+    def message(self) -> dict[str, Any]:
+        """What the child says next, or the error that it asks for."""
+        while True:
+            line = self._output.readline(_hdf5_child.LONGEST_MESSAGE + 2)
+            self._progress = time.monotonic()
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no message")
+                message = dict(json.loads(line))
+                if "fault" in message:
+                    raise self._error(**message["fault"])
+            except CheckpointError:
+                raise
+            except (ValueError, RecursionError, TypeError, AttributeError) as error:
+                raise self._silence() from error
+            if "progress" not in message:
+                return message
+
+    def fill(self, values: memoryview) -> bool:
+        """Fills `values` with what the child decodes; False if that is incomplete."""
+        done = 0
+        while done < len(values):
+            count = self.message().get("bytes")
+            if type(count) is not int or not 0 < count <= len(values) - done:
+                return False
+            part = values[done : done + count]
+            if self._output.readinto(part) < count:  # type: ignore[attr-defined]
+                return False
+            done += count
+        return True
 
     def _error(
         self,
@@ -291,69 +285,64 @@ class _Child:
     ) -> Exception:
         """The error that the child asks for."""
         if kind == "limit" and name in ("members", "tensors"):
-            self._limits.check_count(self._source, name, count)
+            self._checks.count(name, count)
         if kind == "unsafe":
-            return UnsafeFileError(
-                explain(
-                    "This file asks to be read in a way that no file Keras writes "
-                    "does.",
-                    received=f"{self._source!r}: {reason} at {place!r}",
-                    expected="groups and plain values within the file",
-                    fix="do not use this file; nothing was changed",
-                )
+            return self._checks.unsafe(
+                "This file has to be read in a way that no file of Keras has.",
+                f"{reason} at {place!r}",
+                "groups and plain values within the file",
             )
+        if kind == "time":
+            return self._too_slow()
         if kind == "import":
             return MissingDependencyError(
                 explain(
                     "h5py is needed to read this file.",
-                    received=f"{self._source!r}; {reason}",
+                    received=f"{self._checks.source!r}; {reason}",
                     expected="h5py and NumPy, which a second Python process imports",
                     fix="`pip install h5py`; nothing was changed",
                 )
             )
-        if kind == "long":
-            reason = f"its names take more than {_hdf5_child.LONGEST_ANSWER} bytes"
-        return corrupt(self._source, self._kind, reason)
+        return self._checks.damaged(reason)
 
     def _silence(self) -> CheckpointError:
         """The error for a child that ended without an answer."""
-        process = self._process
         code = None
-        if process is not None and not self._is_late.is_set():
+        if not self._is_stuck.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(_TO_START)
-        if self._is_late.is_set() or code in _OUT_OF_TIME:
-            return LimitError(
-                explain(
-                    f"Listing this {self._kind} does not come to an end.",
-                    received=f"{self._source!r}: more than {self._limits.seconds} s",
-                    expected=f"at most {self._limits.seconds} s of processor time "
-                    "(seconds)",
-                    fix="copy or download it again; if it is sound and very large, "
-                    "`tfdeep.checkpoints.Limits(seconds=...)`; nothing was changed",
-                )
+                code = self._process.wait(_TO_END)
+        if self._is_stuck.is_set():
+            return self._endless(
+                f"no progress for {_PATIENCE:.0f} s",
+                "some progress",
+                "try again when the disk and the machine are less busy; copy the file "
+                "or download it again",
             )
-        return corrupt(self._source, self._kind, f"listing it failed (code {code})")
+        if code == _OUT_OF_TIME:
+            return self._too_slow()
+        return self._checks.damaged(f"listing it failed (code {code})")
 
+    def _too_slow(self) -> LimitError:
+        return self._endless(
+            f"more than {self._seconds} s",
+            f"at most {self._seconds} s of processor time (seconds)",
+            "copy or download it again; if it is intact and very large, "
+            "`tfdeep.checkpoints.Limits(seconds=...)`",
+        )
 
-def _signals(*names: str) -> tuple[int, ...]:
-    import signal
-
-    return tuple(-getattr(signal, name) for name in names if hasattr(signal, name))
-
-
-_OUT_OF_TIME = _signals("SIGXCPU")
+    def _endless(self, reason: str, expected: str, fix: str) -> LimitError:
+        what = "Reading this HDF5 file does not come to an end."
+        return self._checks.too_much(what, reason, expected, fix)
 
 
 @functools.cache
 def _paths() -> tuple[str, ...]:
     """Where h5py and NumPy are, which need not be in the child's own path."""
-    found = []
-    for name in ("h5py", "numpy"):
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            found.append(str(pathlib.Path(spec.origin).parent.parent))
-    return tuple(dict.fromkeys(found))
+    specs = [importlib.util.find_spec(name) for name in ("h5py", "numpy")]
+    origins = [spec.origin for spec in specs if spec is not None and spec.origin]
+    return tuple(
+        dict.fromkeys(str(pathlib.Path(origin).parent.parent) for origin in origins)
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -374,69 +363,60 @@ def _identity(file: BinaryIO) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+# What the child says, checked.
+
+
 def _attributes(entry: dict[str, Any]) -> dict[str, Any]:
     for name in ("layer_names", "weight_names"):
-        entry[name] = [_string(text) for text in entry[name]] if name in entry else None
-    for name in ("name", "keras_version", "backend"):
-        entry[name] = _string(entry[name]) if name in entry else None
+        entry[name] = [_text(text) for text in entry[name]] if name in entry else None
+    entry["name"] = _text(entry["name"]) if "name" in entry else None
     return entry
 
 
-def _dataset(
-    source: str, limits: Limits, kind: str, window: Window, entry: dict[str, Any]
-) -> Dataset:
-    """One entry of the child's answer, checked against what the file can hold."""
-    path, dtype = _string(entry["path"]), _string(entry["dtype"])
+def _dataset(checks: Checks, window: Window, entry: dict[str, Any]) -> Dataset:
+    """One array, checked against what the file can hold."""
+    path, dtype = _text(entry["path"]), _text(entry["dtype"])
     declared, itemsize = entry["declared"], _whole(entry["itemsize"])
     if dtype == "opaque" and str(declared).startswith(_KEPT_AS_BYTES):
         # HDF5 has no such type; Keras writes the bytes and says what they are.
-        dtype = _string(declared)
-    shape = tuple(_whole(n) for n in entry["shape"])
-    layout, stored = entry["layout"], _whole(entry["stored"])
+        dtype = _text(declared)
+    info = TensorInfo(path, tuple(map(_whole, entry["shape"])), dtype, path)
+    storage, stored = entry["storage"], _whole(entry["stored"])
     is_compressed = entry["is_compressed"] is True
-    size = stored if layout == "chunked" else window.size
-    info = TensorInfo(path, shape, dtype, path)
-    limits.check_tensors(source, [info], DEFLATE if is_compressed else 1, size)
-    if dtype_of(source, path, dtype).itemsize != itemsize:
-        raise corrupt(source, kind, f"{path!r} of dtype {dtype} with {itemsize} bytes")
+    size = stored if storage == "chunked" else window.size
+    checks.tensors([info], size, DEFLATE if is_compressed else 1)
+    if checks.dtype(path, dtype).itemsize != itemsize:
+        raise checks.damaged(f"{path!r} of dtype {dtype} with {itemsize} bytes")
     offset = None
-    if layout == "contiguous":
+    if storage == "contiguous":
         offset = _whole(entry["offset"])
         if stored != info.nbytes or offset + stored > window.size:
-            raise corrupt(source, kind, f"{path!r} is not within the file")
-    crc = entry["crc32"]
-    return Dataset(
-        path=path,
-        shape=shape,
-        dtype=dtype,
-        is_big_endian=entry["order"] == "big",
-        offset=offset,
-        is_compressed=is_compressed,
-        crc=None if crc is None else _whole(crc),
-    )
+            raise checks.damaged(f"{path!r} is not within the file")
+    crc = None if entry["crc32"] is None else _whole(entry["crc32"])
+    return Dataset(info, entry["order"] == "big", offset, is_compressed, crc)
 
 
-def _check_overlap(source: str, kind: str, datasets: Mapping[str, Dataset]) -> None:
+def _check_overlap(checks: Checks, datasets: list[Dataset]) -> None:
     """Raises if two arrays share bytes: each byte would count more than once."""
-    spans = []
-    for dataset in datasets.values():
-        count = number_of_bytes(source, dataset.path, dataset.shape, dataset.dtype)
-        if dataset.offset is not None and count:
-            spans.append((dataset.offset, dataset.offset + count, dataset.path))
+    spans = [
+        (dataset.offset, dataset.offset + dataset.info.nbytes, dataset.info.name)
+        for dataset in datasets
+        if dataset.offset is not None and dataset.info.nbytes
+    ]
     end, before = 0, ""
     for first, last, path in sorted(spans):
         if first < end:
-            raise corrupt(source, kind, f"{before!r} and {path!r} share bytes")
+            raise checks.damaged(f"{before!r} and {path!r} share bytes")
         end, before = last, path
 
 
-def _string(value: Any) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no whole number")
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a whole number")
     return value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import json
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,14 +15,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from zlib_ng import zlib_ng
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._readers._limits import Limits, number_of_bytes
-from tfdeep.errors import CorruptFileError
+from tfdeep.checkpoints._readers._checks import Checks, Limits, numpy_dtype
 
-# Where the memory of a tensor of TensorFlow may begin: at a multiple of so many bytes.
+# TensorFlow can share memory that begins at a multiple of this many bytes.
 ALIGNMENT = 64
 
-_PIECE = 1 << 30  # bytes; no system reads twice as many at once
+_PIECE = 1 << 30  # bytes; systems read less than twice as many at once
 _SEEKING = threading.Lock()
 
 
@@ -55,7 +55,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return number_of_bytes("", self.name, self.shape, self.dtype)
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
 
 def path_of(name: str) -> str:
@@ -68,7 +68,7 @@ def path_of(name: str) -> str:
 
 
 class Closeable(contextlib.AbstractContextManager[Any]):
-    """What holds a file: use it in a `with` statement, or close it."""
+    """Something that holds a file open: use it in a `with` statement, or close it."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -78,7 +78,7 @@ class Closeable(contextlib.AbstractContextManager[Any]):
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Closes it if what is done with it fails, as when it is being opened."""
+        """Closes it if the block raises, as while it is being opened."""
         try:
             yield
         except BaseException:
@@ -104,7 +104,7 @@ class Reader(Closeable, abc.ABC):
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         self.source = source
-        self.limits = limits or Limits()
+        self._checks = Checks(source, self.format, limits or Limits())
         self._by_name: dict[str, TensorInfo] = {}
 
     def _accept(
@@ -117,14 +117,14 @@ class Reader(Closeable, abc.ABC):
             size: Bytes of the file, or of all of its files.
             expansion: How many bytes one byte of the file can become.
         """
-        self.limits.check_tensors(self.source, infos, expansion, size)
-        self._by_name = {info.name: info for info in infos}
-        if len(self._by_name) < len(infos):
-            names = [info.name for info in infos]
-            twice = next(name for name in names if names.count(name) > 1)
-            reason = f"two tensors are called {twice!r}"
-            raise corrupt(self.source, self.format, reason)
+        self._checks.tensors(infos, size, expansion)
+        for info in infos:
+            if self._by_name.setdefault(info.name, info) is not info:
+                raise self._checks.damaged(f"two tensors are called {info.name!r}")
         self.variables = tuple(infos)
+
+    def _set_integrity(self, is_verified: bool) -> None:
+        self.integrity = "verified" if is_verified else "unverified"
 
     @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:
@@ -137,40 +137,58 @@ class Reader(Closeable, abc.ABC):
             CorruptFileError: If the values cannot be read as the file declares them.
         """
 
-    def read_values(
-        self,
-        file: BinaryIO,
-        offset: int,
-        count: int,
-        dtype: np.dtype,
-        shape: tuple[int, ...],
-    ) -> np.ndarray:
-        """Reads plain little-endian values straight into the array they become."""
+    def _read_bytes(self, file: BinaryIO, offset: int, count: int) -> np.ndarray:
+        """Reads bytes of a file into memory that values can share."""
         values = empty_bytes(count)
         if not fill(file, offset, values):
-            raise corrupt(self.source, self.format, "it ends too soon")
-        return values.view(dtype).reshape(shape)
+            raise self._checks.damaged("it ends too soon")
+        return values
 
-    def check_crc(self, name: str, values: np.ndarray, crc: object) -> None:
+    def _check_crc(self, name: str, values: np.ndarray, crc: object) -> None:
         """Raises if the CRC-32 of a tensor's bytes is not the one in the file."""
         if zlib_ng.crc32(bytes_of(values)) != crc:
-            reason = f"tensor {name!r} has another checksum"
-            raise corrupt(self.source, self.format, reason)
+            raise self._checks.damaged(f"tensor {name!r} has another checksum")
+
+    def _json(self, of: str) -> dict[str, Any]:
+        """The object called `of` in the source, a file of JSON."""
+        self._checks.count("header_bytes", os.path.getsize(self.source))
+        try:
+            with open(self.source, "rb") as file:
+                return dict(parse_json(file.read())[of])
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise self._checks.damaged(repr(error)) from error
 
     def info(self, name: str) -> TensorInfo:
         """The entry of `variables` with this name."""
         return self._by_name[name]
 
 
+def parse_json(content: bytes) -> Any:
+    """Parses JSON in UTF-8.
+
+    Raises:
+        ValueError: And RecursionError, if it is malformed, or has a key twice in one
+            object: readers would not agree on its value.
+    """
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
 def empty_bytes(count: int) -> np.ndarray:
-    """Memory for `count` bytes, which a tensor of TensorFlow can share."""
+    """Memory for `count` bytes that a TensorFlow tensor can share."""
     memory = np.empty(count + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + count]
 
 
 def fill(file: BinaryIO, offset: int, values: np.ndarray) -> bool:
-    """Reads bytes of a file into all of `values`; False if it ends before."""
+    """Reads bytes of a file into `values`; False if the file ends too soon."""
     view, done = values.data, 0
     while done < len(view):
         count = _read_into(file, offset + done, view[done : done + _PIECE])
@@ -191,33 +209,3 @@ def _read_into(file: BinaryIO, offset: int, view: memoryview) -> int:
 def bytes_of(values: np.ndarray) -> memoryview:
     """The bytes of an array, in C order."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-
-
-def corrupt(source: str, kind: str, reason: object) -> CorruptFileError:
-    """The error for a file that is damaged, cut short or not what its name says."""
-    return CorruptFileError(
-        explain(
-            f"This {kind} cannot be read.",
-            received=f"{source!r}: {_look(source)}{reason}",
-            expected=f"a complete {kind}",
-            fix="copy or download it again, or save it again; nothing was changed",
-        )
-    )
-
-
-def _look(source: str) -> str:
-    """Names the three things that most often stand where weights should be."""
-    if not os.path.isfile(source):
-        return ""
-    try:
-        with open(source, "rb") as file:
-            start = file.read(256).lstrip().lower()
-    except OSError:
-        return ""
-    if not start:
-        return "the file is empty; "
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself (`git lfs pull`); "
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "it is a web page, not the file itself; "
-    return ""

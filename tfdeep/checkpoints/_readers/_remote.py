@@ -1,7 +1,8 @@
-"""Reads files of weights from where `tf.io.gfile` can, by way of a copy."""
+"""Reads files of weights wherever `tf.io.gfile` can, through a local copy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ class RemoteReader(Reader):
     def __init__(
         self, source: str, is_allowed: bool, open_copy: Callable[[str], Reader]
     ) -> None:
-        super().__init__(source)
+        self.source = source
         if not is_allowed:
             raise UnsafeFileError(
                 explain(
@@ -46,11 +47,10 @@ class RemoteReader(Reader):
                 )
             )
         self._directory = tempfile.TemporaryDirectory(prefix="tfdeep-")
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._directory.cleanup)
             self._reader = open_copy(_copy(source, self._directory.name))
-        except BaseException:
-            self._directory.cleanup()
-            raise
+            on_error.pop_all()
         self.format = self._reader.format
         self.integrity = self._reader.integrity
         self.variables = self._reader.variables
@@ -99,7 +99,7 @@ def _copy(source: str, directory: str) -> str:
 def _copy_shards(place: str, listing: str) -> None:
     """Copies the files that a copied list names, if they lie beside it.
 
-    What is wrong with the list is for its reader to say.
+    The reader of the list reports what is wrong with it.
     """
     with open(listing, "rb") as file:
         text = file.read()
@@ -116,6 +116,6 @@ def _missing(source: str, reason: str) -> UnknownFormatError:
             received=f"{source!r}: {reason}",
             expected="a file, a directory or the prefix of a checkpoint that "
             "`tf.io.gfile` reads",
-            fix="check the address and your rights; nothing was changed",
+            fix="check the address and your permissions; nothing was changed",
         )
     )

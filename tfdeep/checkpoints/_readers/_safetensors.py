@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 import numpy as np
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._readers._limits import Limits, dtype_of
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, corrupt
-from tfdeep.errors import CheckpointError, UnsafeFileError
+from tfdeep.checkpoints._readers._checks import Limits
+from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, parse_json
 
 _DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
@@ -43,86 +40,81 @@ class SafetensorsReader(Reader):
             self._list()
 
     def _list(self) -> None:
+        checks = self._checks
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise self._damaged("its header is longer than the file")
-        self.limits.check_count(self.source, "header_bytes", length)
+            raise checks.damaged("its header is longer than the file")
+        checks.count("header_bytes", length)
         text = self._file.read(length)
-        self.limits.check_count(self.source, "tensors", text.count(b'"dtype"'))
+        checks.count("tensors", text.count(b'"dtype"'))
         header = self._parsed(text)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(
             isinstance(text, str) for text in metadata.values()
         ):
-            raise self._damaged("its metadata is not text")
+            raise checks.damaged("its metadata is not text")
         self._begin = 8 + length
         self._spans = {name: self._span(name, entry) for name, entry in header.items()}
         infos = [
-            TensorInfo(name, _shape(entry), _DTYPES[entry["dtype"]], name)
+            TensorInfo(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]], name)
             for name, entry in header.items()
         ]
         self._accept(infos, size)
         end = 0
         for name, (first, last) in sorted(self._spans.items(), key=lambda x: x[1]):
             if first != end or last - first != self.info(name).nbytes:
-                raise self._damaged(f"tensor {name!r} is not where it should be")
+                raise checks.damaged(f"tensor {name!r} is not where it should be")
             end = last
         if self._begin + end != size:
-            raise self._damaged(f"{size - self._begin - end} bytes belong to no tensor")
+            left = size - self._begin - end
+            raise checks.damaged(f"{left} bytes belong to no tensor")
         self._crc = self._checksums(metadata)
-        self.integrity = "verified" if self._crc is not None else "unverified"
+        self._set_integrity(self._crc is not None)
 
     def _parsed(self, header: bytes) -> dict[str, Any]:
         try:
             if not header.startswith(b"{"):
-                raise ValueError("its header is no JSON object")
-            parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique_keys)
+                raise ValueError("its header is not a JSON object")
+            return dict(parse_json(header))
         except (ValueError, RecursionError) as error:
-            raise self._damaged(error) from error
-        return dict(parsed)
+            raise self._checks.damaged(error) from error
 
     def _span(self, name: str, entry: Any) -> tuple[int, int]:
-        is_entry = isinstance(entry, dict) and entry.keys() == {
-            *("dtype", "shape", "data_offsets")
-        }
-        if not is_entry:
-            raise self._damaged(f"tensor {name!r} is not described")
+        """Where a tensor begins and ends behind the header."""
+        keys = {"dtype", "shape", "data_offsets"}
+        if not isinstance(entry, dict) or entry.keys() != keys:
+            raise self._checks.damaged(f"tensor {name!r} is not described")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            dtype_of(self.source, name, str(dtype))
-            raise self._damaged(f"tensor {name!r} of dtype {dtype!r}")
+            self._checks.dtype(name, str(dtype))
+            raise self._checks.damaged(f"tensor {name!r} of dtype {dtype!r}")
         if not (_are_whole(shape) and _are_whole(offsets) and len(offsets) == 2):
-            raise self._damaged(f"tensor {name!r} has no shape or place")
+            raise self._checks.damaged(f"tensor {name!r} has no shape or place")
         return offsets[0], offsets[1]
 
     def _checksums(self, metadata: dict[str, str]) -> dict[str, int] | None:
         if DIGEST not in metadata:
             return None
         try:
-            crc = json.loads(metadata[DIGEST])
+            crc = parse_json(metadata[DIGEST].encode())
         except (ValueError, RecursionError) as error:
-            raise self._damaged(error) from error
+            raise self._checks.damaged(error) from error
         if not isinstance(crc, dict) or crc.keys() != self._spans.keys():
-            raise self._damaged("its checksums are not those of its tensors")
+            raise self._checks.damaged("its checksums are not those of its tensors")
         return crc
 
     def read(self, name: str) -> np.ndarray:
         info = self.info(name)
         first, last = self._spans[name]
-        dtype = dtype_of(self.source, name, info.dtype)
-        values = self.read_values(
-            self._file, self._begin + first, last - first, dtype, info.shape
-        )
+        content = self._read_bytes(self._file, self._begin + first, last - first)
+        values = content.view(self._checks.dtype(name, info.dtype)).reshape(info.shape)
         if self._crc is not None:
-            self.check_crc(name, values, self._crc[name])
+            self._check_crc(name, values, self._crc[name])
         return values
 
     def close(self) -> None:
         self._file.close()
-
-    def _damaged(self, reason: object) -> CheckpointError:
-        return corrupt(self.source, self.format, reason)
 
 
 class ShardedSafetensorsReader(Reader):
@@ -132,39 +124,37 @@ class ShardedSafetensorsReader(Reader):
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         super().__init__(source, limits)
-        files = self._files()
-        self.limits.check_count(source, "members", len(set(files.values())))
-        self._shards: dict[str, SafetensorsReader] = {}
+        files = self._json("weight_map")
+        if not all(isinstance(file, str) for file in files.values()):
+            raise self._checks.damaged("it does not name its files")
+        self._checks.count("members", len(set(files.values())))
+        shards: dict[str, SafetensorsReader] = {}
+        self._shards = shards
         with self.closed_on_error():
             for file in dict.fromkeys(files.values()):
-                path = in_same_directory(source, file)
-                self._shards[file] = SafetensorsReader(path, limits)
-            self._of = {}
-            for name, file in files.items():
-                self._of[name] = self._shards[file]
-            held = {i.name: f for f, s in self._shards.items() for i in s.variables}
+                shards[file] = SafetensorsReader(self._beside(file), limits)
+            held = {i.name: file for file in shards for i in shards[file].variables}
             if held != files:
-                reason = "it does not list what its files hold"
-                raise corrupt(source, self.format, reason)
+                raise self._checks.damaged("it does not list what its files hold")
+            self._of = {name: shards[file] for name, file in files.items()}
             infos = [shard.info(name) for name, shard in self._of.items()]
-            size = sum(os.path.getsize(shard.source) for shard in self._shards.values())
+            size = sum(os.path.getsize(shard.source) for shard in shards.values())
             self._accept(infos, size)
-        every = {shard.integrity for shard in self._shards.values()}
-        self.integrity = "verified" if every == {"verified"} else "unverified"
+        every = {shard.integrity for shard in shards.values()}
+        self._set_integrity(every == {"verified"})
 
-    def _files(self) -> dict[str, str]:
-        self.limits.check_count(
-            self.source, "header_bytes", os.path.getsize(self.source)
-        )
-        try:
-            with open(self.source, "rb") as file:
-                text = file.read().decode("utf-8")
-            files = json.loads(text, object_pairs_hook=unique_keys)["weight_map"]
-            if not all(isinstance(file, str) for file in files.values()):
-                raise ValueError("it does not name its files")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise corrupt(self.source, self.format, repr(e)) from e
-        return dict(files)
+    def _beside(self, file: str) -> str:
+        """The path of a file that is named, which must lie in the same directory."""
+        if file != os.path.basename(file) or file in ("", ".", ".."):
+            raise self._checks.unsafe(
+                "This file names a part that may be somewhere else.",
+                repr(file),
+                "the name of a file in the same directory",
+            )
+        path = os.path.join(os.path.dirname(self.source), file)
+        if not os.path.isfile(path):
+            raise self._checks.damaged(f"{file!r} is missing")
+        return path
 
     def read(self, name: str) -> np.ndarray:
         return self._of[name].read(name)
@@ -174,37 +164,5 @@ class ShardedSafetensorsReader(Reader):
             shard.close()
 
 
-def in_same_directory(source: str, file: str) -> str:
-    """The path of a file that `source` names, which must lie beside it."""
-    path = os.path.join(os.path.dirname(source), file)
-    is_bare = file == os.path.basename(file) and file not in ("", ".", "..")
-    if not is_bare:
-        raise UnsafeFileError(
-            explain(
-                "This file names a part that may lie elsewhere.",
-                received=f"{source!r}: {file!r}",
-                expected="the name of a file in the same directory",
-                fix="do not use this file; nothing was changed",
-            )
-        )
-    if not os.path.isfile(path):
-        raise corrupt(source, "list of files", f"{file!r} is missing")
-    return path
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused if a key is there twice: readers would not agree."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(entry["shape"])
-
-
 def _are_whole(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values
-    )
+    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)

@@ -10,9 +10,8 @@ import numpy as np
 from tensorflow.core.framework import versions_pb2
 from tensorflow.core.util import saved_tensor_slice_pb2
 
-from tfdeep.checkpoints._readers._limits import Limits, dtype_of, number_of_bytes
 from tfdeep.checkpoints._readers._reader import Closeable
-from tfdeep.checkpoints._readers._tf_index import Checks, Part
+from tfdeep.checkpoints._readers._tf_index import Part, TFChecks
 from tfdeep.checkpoints._readers._tf_table import Table
 
 # The field of a tensor's message that holds values of a dtype. Most whole numbers are
@@ -41,9 +40,9 @@ class V1File(Closeable):
         size: Bytes of the file.
     """
 
-    def __init__(self, source: str, path: str, kind: str, limits: Limits) -> None:
-        self._checks = Checks(source, kind, limits)
-        self._table = Table(source, path, kind, limits)
+    def __init__(self, path: str, checks: TFChecks) -> None:
+        self._checks = checks
+        self._table = Table(path, checks)
         self.size = self._table.size
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._parts: dict[str, list[Part]] = {}
@@ -56,7 +55,7 @@ class V1File(Closeable):
         listing = self._table.get(b"")
         if listing is None:
             raise checks.damaged("it does not list its tensors")
-        checks.limits.check_count(checks.source, "header_bytes", len(listing))
+        checks.count("header_bytes", len(listing))
         for number, meta in checks.fields(listing):
             if number != _META:
                 raise checks.damaged("its list of tensors holds values")
@@ -68,16 +67,19 @@ class V1File(Closeable):
 
     def _add(self, content: memoryview) -> None:
         checks = self._checks
-        checks.limits.check_count(checks.source, "tensors", len(self._parts) + 1)
+        checks.count("tensors", len(self._parts) + 1)
         meta = checks.parsed(saved_tensor_slice_pb2.SavedSliceMeta, content)
         name = meta.name
-        checks.limits.check_name(checks.source, name)
+        checks.name(name)
         if name in self._parts:
             raise checks.damaged(f"two tensors are called {name!r}")
-        dtype, shape = checks.dtype(name, meta.type), checks.shape(name, meta.shape)
+        dtype, shape = (
+            checks.dtype_name(name, meta.type),
+            checks.shape(name, meta.shape),
+        )
         self._parts[name] = checks.parts(name, shape, meta.slice)
         if dtype != "string":
-            number_of_bytes(checks.source, name, shape, dtype)
+            checks.nbytes(name, shape, dtype)
             self.tensors[name] = dtype, shape
 
     def read(self, name: str) -> np.ndarray:
@@ -88,7 +90,7 @@ class V1File(Closeable):
             return self._values(name, dtype, parts[0])
         return self._checks.joined(
             name,
-            dtype_of(self._checks.source, name, dtype),
+            self._checks.dtype(name, dtype),
             shape,
             ((part, self._values(name, dtype, part)) for part in parts),
         )
@@ -102,7 +104,7 @@ class V1File(Closeable):
         data = self._checks.parsed(kind, content, longest=None).data
         if data.name != name or dtype not in _FIELDS:
             raise self._checks.damaged(f"the values of tensor {name!r} are others'")
-        numpy_dtype = dtype_of(self._checks.source, name, dtype)
+        numpy_dtype = self._checks.dtype(name, dtype)
         values = _numbers(getattr(data.data, _FIELDS[dtype]), numpy_dtype, dtype)
         if values is None or len(values) != math.prod(part.shape):
             raise self._checks.damaged(f"tensor {name!r} has other values than listed")
