@@ -373,6 +373,19 @@ class TestNames:
         ]
         assert plan.renamed == ()
 
+    @pytest.mark.parametrize("kind", ["weights_h5", "keras", "safetensors"])
+    def test_layers_of_keras_whose_names_have_dots(self, kind, tmp_path):
+        written, model = dense(name="block.1"), dense(name="block.1")
+        plan = tfdeep.plan_restore(model, files.WRITERS[kind](written, tmp_path))
+        assert all(match.source.startswith("block.1/") for match in plan.restored)
+        plan.apply()
+        assert nets.largest_difference(model, written) == 0
+
+    def test_two_names_that_differ_in_their_separators_only(self, npz):
+        path = npz(**BOTH, **{"hidden1.bias": BIAS})
+        with pytest.raises(InvalidArgumentError, match="would both be called"):
+            tfdeep.plan_restore(dense(), path)
+
     def test_inspect_shows_names_as_the_file_has_them(self, npz):
         from tfdeep.checkpoints._inspect import inspect
 

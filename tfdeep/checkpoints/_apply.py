@@ -34,12 +34,7 @@ _THREADS = 2  # one reads while the other checks what it has read
 class Restore:
     """A restore from an open file that is ready to be carried out.
 
-    Attributes:
-        request: What was asked for.
-        reader: The open file.
-        matching: What goes where.
-        variables: The model's variables by path.
-        wanted: How many variables were selected.
+    `wanted` is how many variables were selected.
     """
 
     request: Request

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tfdeep._core._explain import explain, listing
+from tfdeep._core._explain import listing
+from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._names import Rename, by_path
 from tfdeep.checkpoints._readers._checks import is_floating, numpy_dtype
 from tfdeep.checkpoints._readers._reader import TensorInfo
 from tfdeep.checkpoints._report import Match, Mismatch, MismatchKind, Steps
 from tfdeep.checkpoints._torch_layout import Conversion, Recipe
-from tfdeep.errors import InvalidArgumentError
 
 Transform = Mapping[str, Callable[[np.ndarray], Any]] | None
 
@@ -28,16 +28,10 @@ Transform = Mapping[str, Callable[[np.ndarray], Any]] | None
 class Target:
     """A variable of the model to fill.
 
-    Attributes:
-        path: Its path in the model.
-        names: The paths that its tensor may have in a file, best first.
-        shape: Its shape.
-        dtype: Its dtype.
-        layer_class: The class of its layer, `MultiHeadAttention`.
-        layer_variables: How many variables its layer saves, or None if unknown.
-        slot: Its number among the optimizer's variables; None for a weight.
-        recipes: What else it may be made of, in a file of another framework.
-        transform: What to do to its values, as the caller asked.
+    `names` are the paths that its tensor may have in a file, best first; `recipes` say
+    what else it may be made of, in a file of another framework. `layer_variables` is
+    how many variables its layer saves, if known; `slot` is its number among the
+    variables of the optimizer.
     """
 
     path: str
@@ -53,16 +47,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """What goes where.
-
-    Attributes:
-        matched: The pairs that fit.
-        missing: Paths of variables that the file has no tensor for.
-        mismatched: The pairs of one name that do not fit.
-        unused: Names of tensors that no variable uses.
-        converters: By path, what turns the tensors of a match into the values of its
-            variable.
-    """
+    """What goes where, and the converter of each match by its path."""
 
     matched: tuple[Match, ...]
     missing: tuple[str, ...]
@@ -75,10 +60,8 @@ class Matching:
 class Converter:
     """Turns the tensors of a file into the values of a variable.
 
-    Attributes:
-        recipe: How to come from the layout of another framework, if needed.
-        transform: What the caller asked for.
-        cast: The dtype to convert to, if it is not that of the file.
+    It changes the layout by `recipe`, applies the caller's `transform`, and converts to
+    the dtype `cast`, each if it is given.
     """
 
     recipe: Recipe | None = None
@@ -222,15 +205,12 @@ def _common_prefix(
         and not prefix.endswith(best[0])
     ]
     if len(best) > 1:
-        raise InvalidArgumentError(
-            explain(
-                "The file holds the model's names more than once.",
-                received=f"{listing(sorted(found[best[0]]))} below each of "
-                f"{listing(sorted(best))}",
-                expected="one place in the file for each variable",
-                fix=f"choose one: `rename={{{best[0].rstrip('/')!r}: ''}}`; "
-                "nothing was changed",
-            )
+        raise invalid(
+            "The file holds the model's names more than once.",
+            received=f"{listing(sorted(found[best[0]]))} below each of "
+            f"{listing(sorted(best))}",
+            expected="one place in the file for each variable",
+            fix=f"choose one: `rename={{{best[0].rstrip('/')!r}: ''}}`",
         )
     return best[0]
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
+from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._readers._reader import TensorInfo, path_of
-from tfdeep.errors import InvalidArgumentError, SelectionError
+from tfdeep.errors import SelectionError
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
 
@@ -41,14 +42,11 @@ def by_path(tensors: Sequence[TensorInfo], rename: Rename) -> dict[str, TensorIn
     for tensor in tensors:
         path = new_path(tensor.path)
         if path in found:
-            raise InvalidArgumentError(
-                explain(
-                    f"Two tensors of the file would both be called {path!r}.",
-                    received=f"{found[path].name!r} and {tensor.name!r}, "
-                    f"rename={rename!r}",
-                    expected="a different name for each tensor",
-                    fix="make `rename` narrower; nothing was changed",
-                )
+            raise invalid(
+                f"Two tensors of the file would both be called {path!r}.",
+                received=f"{found[path].name!r} and {tensor.name!r}, rename={rename!r}",
+                expected="a different name for each tensor",
+                fix="make `rename` narrower",
             )
         found[path] = tensor
     return found
@@ -60,13 +58,11 @@ def _renamer(paths: Sequence[str], rename: Rename) -> Callable[[str], str]:
     if callable(rename):
         return lambda path: _checked_path(rename(path), f"rename({path!r})")
     if not isinstance(rename, Mapping):
-        raise InvalidArgumentError(
-            explain(
-                "`rename` is neither a dict nor a function.",
-                received=f"rename={rename!r}",
-                expected="a dict of regular expressions, or a function of a name",
-                fix='rename={"encoder": ""}; nothing was changed',
-            )
+        raise invalid(
+            "`rename` is neither a dict nor a function.",
+            received=f"rename={rename!r}",
+            expected="a dict of regular expressions, or a function of a name",
+            fix='rename={"encoder": ""}',
         )
     rules = [(_compiled(old, paths), new) for old, new in rename.items()]
 
@@ -101,13 +97,11 @@ def _compiled(old: str, paths: Sequence[str]) -> re.Pattern[str]:
 def _checked_path(name: object, call: str) -> str:
     if isinstance(name, str):
         return path_of(name)
-    raise InvalidArgumentError(
-        explain(
-            "`rename` returned something other than a name.",
-            received=f"{name!r} from {call}",
-            expected="a string",
-            fix="return the name itself to leave it as it is; nothing was changed",
-        )
+    raise invalid(
+        "`rename` returned something other than a name.",
+        received=f"{name!r} from {call}",
+        expected="a string",
+        fix="return the name itself to leave it as it is",
     )
 
 
@@ -115,11 +109,9 @@ def _expanded(match: re.Match[str], new: str) -> str:
     try:
         return match.expand(new)
     except (re.error, IndexError, TypeError) as error:
-        raise InvalidArgumentError(
-            explain(
-                f"`rename` has a replacement that cannot be used: {error}.",
-                received=f"{match.re.pattern!r}: {new!r}",
-                expected=r"text, with \1 for the first group of the pattern",
-                fix="correct the replacement; nothing was changed",
-            )
+        raise invalid(
+            f"`rename` has a replacement that cannot be used: {error}.",
+            received=f"{match.re.pattern!r}: {new!r}",
+            expected=r"text, with \1 for the first group of the pattern",
+            fix="correct the replacement",
         ) from error

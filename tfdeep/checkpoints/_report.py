@@ -171,7 +171,7 @@ class RestoreReport(Record):
     @property
     def transformed(self) -> tuple[Match, ...]:
         """The entries of `restored` whose values are changed on their way."""
-        return tuple(match for match in self.restored if match.note)
+        return tuple(match for match in self.restored if match.steps != Steps())
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values; of a probe, the largest change."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
+from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._matching import Matching, Transform, match_by_name
 from tfdeep.checkpoints._names import Rename
 from tfdeep.checkpoints._open import open as open_checkpoint
@@ -22,7 +22,6 @@ from tfdeep.checkpoints._targets import (
     find_targets,
     planned_entries,
 )
-from tfdeep.errors import InvalidArgumentError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +52,11 @@ class Request:
         _check_choice("on_missing", self.on_missing)
         _check_choice("on_mismatch", self.on_mismatch)
         if self.plan is not None and self.rename is not None:
-            raise InvalidArgumentError(
-                explain(
-                    "A plan already says which name goes where.",
-                    received="plan=... and rename=...",
-                    expected="one of them",
-                    fix="leave out `rename`; nothing was changed",
-                )
+            raise invalid(
+                "A plan already says which name goes where.",
+                received="plan=... and rename=...",
+                expected="one of them",
+                fix="leave out `rename`",
             )
 
     def open(self) -> Reader:
@@ -94,27 +91,22 @@ def _check_model(model: Any, source: Any) -> None:
     if isinstance(model, keras.layers.Layer):
         return
     swapped = isinstance(source, keras.layers.Layer)
-    raise InvalidArgumentError(
-        explain(
-            "The first argument must be a model.",
-            received=f"model={model!r}",
-            expected="a built Keras model, then the file",
-            fix=f"{'swap the first two arguments: ' if swapped else ''}"
-            "`tfdeep.restore(model, source)`; nothing was changed",
-        )
+    raise invalid(
+        "The first argument must be a model.",
+        received=f"model={model!r}",
+        expected="a built Keras model, then the file",
+        fix=f"{'swap the first two arguments: ' if swapped else ''}"
+        "`tfdeep.restore(model, source)`",
     )
 
 
 def _check_choice(name: str, value: str) -> None:
     if value not in ("error", "skip"):
-        raise InvalidArgumentError(
-            explain(
-                f"`restore` does not know this `{name}`.",
-                received=f"{name}={value!r}",
-                expected='"error" or "skip"',
-                fix=f'{name}="skip" leaves such variables alone and reports them; '
-                "nothing was changed",
-            )
+        raise invalid(
+            f"`restore` does not know this `{name}`.",
+            received=f"{name}={value!r}",
+            expected='"error" or "skip"',
+            fix=f'{name}="skip" leaves such variables alone and reports them',
         )
 
 
@@ -122,14 +114,11 @@ def _check_followed(match: Match, planned: Planned) -> None:
     """Raises if a variable would be filled otherwise than its plan says."""
     made = Planned(tuple(map(path_of, match.sources)), match.steps)
     if made != planned:
-        raise InvalidArgumentError(
-            explain(
-                f"The plan for {match.path!r} cannot be followed.",
-                received=_described(made),
-                expected=_described(planned),
-                fix="pass the `layout`, `transform` and `cast` that the plan was made "
-                "with; nothing was changed",
-            )
+        raise invalid(
+            f"The plan for {match.path!r} cannot be followed.",
+            received=_described(made),
+            expected=_described(planned),
+            fix="pass the `layout`, `transform` and `cast` that the plan was made with",
         )
 
 

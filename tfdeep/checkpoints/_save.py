@@ -23,12 +23,12 @@ from zlib_ng import zlib_ng
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
+from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._matching import match_by_name
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._readers._reader import bytes_of
 from tfdeep.checkpoints._readers._safetensors import DIGEST, NAMES
 from tfdeep.checkpoints._targets import Targets, find_targets
-from tfdeep.errors import InvalidArgumentError
 
 _MOST_ROWS = 40
 
@@ -102,13 +102,11 @@ that names it; `tf.train.load_checkpoint` reads it |
     target = os.fspath(path)
     suffix = next((s for s in _WRITERS if target.endswith(s)), None)
     if suffix is None:
-        raise InvalidArgumentError(
-            explain(
-                "`save_subset` does not know this kind of file.",
-                received=f"path={target!r}",
-                expected=f"a path that ends in one of {listing(_WRITERS)}",
-                fix="choose one of these; nothing was written",
-            )
+        raise invalid(
+            "`save_subset` does not know this kind of file.",
+            received=f"path={target!r}",
+            expected=f"a path that ends in one of {listing(_WRITERS)}",
+            fix="choose one of these",
         )
     if suffix != ".ckpt":  # which makes its directory
         _check_directory(target)
@@ -126,7 +124,7 @@ def _check_directory(path: str) -> None:
                 "The directory to write to does not exist.",
                 received=repr(path),
                 expected="a file in a directory that exists",
-                fix=f"make the directory {directory!r} first; nothing was written",
+                fix=f"make the directory {directory!r} first; nothing was changed",
             )
         )
 
@@ -153,14 +151,11 @@ def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
     values = _values(targets)
     unknown = [n for n, a in values.items() if a.dtype.name not in NAMES]
     if unknown or "__metadata__" in values:
-        raise InvalidArgumentError(
-            explain(
-                "A safetensors file cannot hold this.",
-                received=listing(unknown or ["__metadata__"]),
-                expected="real numbers under names other than '__metadata__'",
-                fix="leave it out with `exclude`, or write a `.ckpt`; nothing was "
-                "written",
-            )
+        raise invalid(
+            "A safetensors file cannot hold this.",
+            received=listing(unknown or ["__metadata__"]),
+            expected="real numbers under names other than '__metadata__'",
+            fix="leave it out with `exclude`, or write a `.ckpt`",
         )
     checksums = {name: _crc(array) for name, array in values.items()}
     header: dict[str, Any] = {"__metadata__": {DIGEST: json.dumps(checksums)}}
@@ -188,13 +183,11 @@ def _write_npz(model: Any, targets: Targets, path: str) -> None:
     values = _values(targets)
     unknown = [name for name, array in values.items() if array.dtype.kind == "V"]
     if unknown:
-        raise InvalidArgumentError(
-            explain(
-                "NumPy's archives cannot hold this dtype.",
-                received=f"{values[unknown[0]].dtype.name} of {listing(unknown)}",
-                expected="dtypes of NumPy itself",
-                fix="write a `.safetensors` file; nothing was written",
-            )
+        raise invalid(
+            "NumPy's archives cannot hold this dtype.",
+            received=f"{values[unknown[0]].dtype.name} of {listing(unknown)}",
+            expected="dtypes of NumPy itself",
+            fix="write a `.safetensors` file",
         )
 
     def write(temporary: str) -> None:
@@ -210,13 +203,11 @@ def _write_npz(model: Any, targets: Targets, path: str) -> None:
 def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
     """Writes a new checkpoint into the directory, then has `checkpoint` name it."""
     if os.path.exists(path) and not os.path.isdir(path):
-        raise InvalidArgumentError(
-            explain(
-                "A TensorFlow checkpoint is several files, in a directory.",
-                received=f"{path!r}, which is a file",
-                expected="a directory, or nothing",
-                fix="choose another path; nothing was written",
-            )
+        raise invalid(
+            "A TensorFlow checkpoint is several files, in a directory.",
+            received=f"{path!r}, which is a file",
+            expected="a directory, or nothing",
+            fix="choose another path",
         )
     values = _values(targets)
     os.makedirs(path, exist_ok=True)
@@ -292,26 +283,22 @@ def _datasets(targets: Targets, whole: str) -> set[str]:
         matching = match_by_name(targets.wanted, reader.variables)
         unfit = [*matching.missing, *(m.path for m in matching.mismatched)]
         if unfit:
-            raise InvalidArgumentError(
-                explain(
-                    "Keras does not write these variables where their layers are.",
-                    received=listing(unfit),
-                    expected="layers that save their variables as they are",
-                    fix="write a `.safetensors` file; nothing was written",
-                )
+            raise invalid(
+                "Keras does not write these variables where their layers are.",
+                received=listing(unfit),
+                expected="layers that save their variables as they are",
+                fix="write a `.safetensors` file",
             )
         kept = {reader.info(match.source).location for match in matching.matched}
         left = {info.location for info in reader.variables} - kept
     layers = {place.rpartition("/")[0] for place in kept}
     parted = sorted({place.rpartition("/")[0] for place in left} & layers)
     if parted:
-        raise InvalidArgumentError(
-            explain(
-                "A `.weights.h5` file holds whole layers.",
-                received=f"only some of the variables in {listing(parted)}",
-                expected="patterns over layers, such as 'hidden[12]'",
-                fix="write a `.safetensors` file; nothing was written",
-            )
+        raise invalid(
+            "A `.weights.h5` file holds whole layers.",
+            received=f"only some of the variables in {listing(parted)}",
+            expected="patterns over layers, such as 'hidden[12]'",
+            fix="write a `.safetensors` file",
         )
     return kept
 

@@ -15,23 +15,21 @@ from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._variables import ModelVariable
+from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._matching import Target, Transform
 from tfdeep.checkpoints._readers._reader import TensorInfo, path_of
 from tfdeep.checkpoints._report import RestoreReport, Steps
 from tfdeep.checkpoints._torch_layout import Conversion, recipes
-from tfdeep.errors import InvalidArgumentError, ModelError
+from tfdeep.errors import ModelError
 
 _OPTIMIZER = "optimizer/"
 
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The variables to fill.
+    """The variables to fill, and those of the model that are not wanted.
 
-    Attributes:
-        wanted: What to look for, in the model's order.
-        variables: The `keras.Variable`s by path, of the whole model.
-        others: The variables of the model that are not wanted.
+    `variables` has the `keras.Variable`s of the whole model, by path.
     """
 
     wanted: tuple[Target, ...]
@@ -70,14 +68,12 @@ class Targets:
         by_path = {target.path: target for target in self.wanted}
         unknown = [path for path in entries if path not in by_path]
         if unknown:
-            raise InvalidArgumentError(
-                explain(
-                    "The plan fills variables that the model lacks or that are not "
-                    "selected.",
-                    received=listing(unknown),
-                    expected="variables of the model",
-                    fix="make a new plan with `plan_restore`; nothing was changed",
-                )
+            raise invalid(
+                "The plan fills variables that the model lacks or that are not "
+                "selected.",
+                received=listing(unknown),
+                expected="variables of the model",
+                fix="make a new plan with `plan_restore`",
             )
         wanted = [
             dataclasses.replace(
@@ -117,12 +113,7 @@ def _are_in_order(tensors: Sequence[TensorInfo], paths: Sequence[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """How a plan fills one variable.
-
-    Attributes:
-        sources: The paths in the file.
-        steps: What is done to the values.
-    """
+    """How a plan fills one variable: from which paths in the file, by which steps."""
 
     sources: tuple[str, ...]
     steps: Steps
@@ -139,13 +130,11 @@ def planned_entries(plan: RestoreReport | str) -> dict[str, Planned]:
             found[entry["path"]] = Planned(tuple(map(path_of, entry["sources"])), steps)
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgumentError(
-            explain(
-                f"This is not a plan: {error!r}.",
-                received=f"plan={str(plan)[:60]!r}",
-                expected="what `tfdeep.plan_restore` returned, or its `to_json()`",
-                fix="make one with `plan_restore`; nothing was changed",
-            )
+        raise invalid(
+            f"This is not a plan: {error!r}.",
+            received=f"plan={str(plan)[:60]!r}",
+            expected="what `tfdeep.plan_restore` returned, or its `to_json()`",
+            fix="make one with `plan_restore`",
         ) from error
 
 
@@ -159,14 +148,11 @@ def find_targets(
 ) -> Targets:
     """The variables of a model that patterns select."""
     if layout not in (None, "torch"):
-        raise InvalidArgumentError(
-            explain(
-                "This layout is not known.",
-                received=f"layout={layout!r}",
-                expected='None or "torch"',
-                fix='pass layout="torch" for a file that PyTorch wrote; nothing was '
-                "changed",
-            )
+        raise invalid(
+            "This layout is not known.",
+            received=f"layout={layout!r}",
+            expected='None or "torch"',
+            fix='pass layout="torch" for a file that PyTorch wrote',
         )
     variables = _variables.model_variables(model)
     targets = _layer_targets(model, variables, layout)
@@ -312,12 +298,10 @@ def _check_unique(paths: Sequence[str]) -> None:
     count = collections.Counter(paths)
     repeated = [path for path, n in count.items() if n > 1]
     if repeated:
-        raise InvalidArgumentError(
-            explain(
-                "Two variables of the model have the same path; a file cannot say "
-                "which is meant.",
-                received=listing(repeated),
-                expected="a different path for each variable",
-                fix="give the layers different names; nothing was changed",
-            )
+        raise invalid(
+            "Two variables of the model have the same path; a file cannot say "
+            "which is meant.",
+            received=listing(repeated),
+            expected="a different path for each variable",
+            fix="give the layers different names",
         )

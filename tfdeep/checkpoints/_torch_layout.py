@@ -40,12 +40,9 @@ class Conversion(str, enum.Enum):
 class Recipe:
     """One way to make a variable's values from what a PyTorch module saved.
 
-    Attributes:
-        sources: Paths in the file: ("fc1/weight",).
-        convert: Takes one array per source and returns the array that Keras wants;
-            raises ValueError if their shapes cannot be those of such a module.
-        conversion: What it does.
-        note: The same in words; empty if nothing changes.
+    `convert` takes one array for each path of `sources` and returns the array that
+    Keras wants; it raises ValueError if their shapes cannot be those of such a module.
+    `note` describes the conversion in words.
     """
 
     sources: tuple[str, ...]
@@ -113,13 +110,9 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
 class _Place:
     """Where a variable is in a model.
 
-    Attributes:
-        name: The variable's own name.
-        shape: Its shape.
-        layer: The layer that owns it.
-        parts: The names of the layers from the model inwards, down to that layer.
-        around: The layers around that layer, innermost first; the layer `around[i]`
-            has the name `parts[-2 - i]`.
+    `parts` are the names of the layers from the model inwards, down to the layer that
+    owns it. `around` are the layers around that one, innermost first: `around[i]` has
+    the name `parts[-2 - i]`.
     """
 
     name: str

@@ -22,7 +22,7 @@ from tfdeep.errors import (
 if TYPE_CHECKING:
     from tfdeep.checkpoints._readers._reader import TensorInfo
 
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_GIB = 1 << 30
 
 # How many bytes deflate can make of one, rounded up.
 DEFLATE = 1_100

@@ -56,12 +56,7 @@ _KEPT_AS_BYTES = ("bfloat16", "float8_")
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The part of a file that is the HDF5 file.
-
-    Attributes:
-        begin: Where it begins.
-        size: How many bytes it has.
-    """
+    """The part of a file that is the HDF5 file."""
 
     begin: int
     size: int
@@ -71,13 +66,9 @@ class Window:
 class Dataset:
     """One array of a file.
 
-    Attributes:
-        info: Its path in the file, without a slash in front, its shape and dtype.
-        is_big_endian: Whether its bytes are big-endian.
-        offset: Where its values are in the window, or None if the child must decode
-            them.
-        is_compressed: Whether it is deflated.
-        crc: The CRC-32 of its little-endian bytes, if the file says it.
+    `info` has its path in the file, without a slash in front. Its values begin at
+    `offset` in the window, or the child must decode them. `crc` is the CRC-32 of its
+    little-endian bytes, if the file has one.
     """
 
     info: TensorInfo
@@ -89,14 +80,9 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What an HDF5 file holds.
+    """What an HDF5 file holds: the attributes of its groups, and its arrays, by path.
 
-    Attributes:
-        checks: The checks of the file.
-        window: The part of it that was listed.
-        identity: What tells whether the file is still the same.
-        groups: The attributes of each group, by path; the root's path is "".
-        datasets: The arrays by path, in the file's order.
+    The root's path is "". `identity` tells whether the file is still the same.
     """
 
     checks: Checks

@@ -32,13 +32,7 @@ _Message = TypeVar("_Message")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where a part of a tensor belongs, and the key its values are kept under.
-
-    Attributes:
-        start: Its first index, one for each axis.
-        shape: Its shape.
-        key: The key in the table.
-    """
+    """Where a part of a tensor belongs, and the key its values are kept under."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -49,15 +43,9 @@ class Part:
 class Entry:
     """What the index says of one tensor.
 
-    Attributes:
-        dtype: Its dtype, as Keras writes it, or "string", "variant", "resource".
-        shape: Its shape.
-        shard: The number of the file that holds its values.
-        offset: Where they begin in that file.
-        size: How many bytes they take.
-        crc: Their CRC-32C, masked.
-        parts: The parts that it was saved in, with their entries; then it has no
-            values of its own.
+    Its dtype is "string", "variant" or "resource" if it does not hold numbers. Its
+    values take `size` bytes from `offset` on in the file numbered `shard`; `crc` is
+    their masked CRC-32C. A tensor that was saved in parts has no values of its own.
     """
 
     dtype: str
@@ -71,13 +59,9 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The tensors of a checkpoint.
+    """The tensors of a checkpoint, by key; `others` are not numbers.
 
-    Attributes:
-        tensors: Those of numbers, by their keys.
-        others: Those of text and of objects of TensorFlow, by their keys.
-        files: The files that hold the values, by their numbers.
-        size: Bytes of these files.
+    `files` are those that hold the values, by number; `size` is that of all of them.
     """
 
     tensors: Mapping[str, Entry]

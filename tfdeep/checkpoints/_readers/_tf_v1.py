@@ -33,11 +33,8 @@ _TENSOR, _VERSIONS = 1, 2
 class V1File(Closeable):
     """Lists and reads the tensors of a checkpoint of the first format.
 
-    Every block of the file has a checksum, which is checked when it is read.
-
-    Attributes:
-        tensors: Dtype and shape of each tensor, by its name.
-        size: Bytes of the file.
+    Every block of the file has a checksum, which is checked when it is read. `tensors`
+    has the dtype and shape of each tensor, by its name.
     """
 
     def __init__(self, path: str, checks: TFChecks) -> None:

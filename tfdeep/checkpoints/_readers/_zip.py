@@ -43,13 +43,8 @@ def member_names(source: str, limit: int) -> list[str]:
 class Member:
     """One member of an archive.
 
-    Attributes:
-        name: Its name.
-        offset: Where its bytes begin in the archive.
-        stored: How many bytes it takes there.
-        size: How many bytes it has.
-        is_compressed: Whether it is deflated.
-        crc: The CRC-32 of its bytes, or None if the archive has none.
+    It takes `stored` bytes from `offset` on, and has `size` bytes when it is inflated.
+    Its CRC-32 is None if the archive has none.
     """
 
     name: str
