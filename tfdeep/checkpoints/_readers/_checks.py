@@ -160,6 +160,23 @@ class Checks:
         self.count("tensors", number)
         self.count("total_bytes", total)
 
+    def apart(self, spans: Iterable[tuple[int, int]], size: int) -> None:
+        """Raises if spans of bytes overlap, or reach beyond `size`.
+
+        Each byte of an overlap would count more than once.
+
+        Args:
+            spans: Where each begins and how many bytes it has.
+            size: Bytes of the file.
+        """
+        end = 0
+        for begin, count in sorted(span for span in spans if span[1]):
+            if begin < end:
+                raise self.damaged(f"two tensors share the byte {begin}")
+            end = begin + count
+        if end > size:
+            raise self.damaged(f"its values end at byte {end} of {size}")
+
     def name(self, name: str) -> None:
         """Raises if a name is too long, empty, or not text."""
         try:

@@ -149,13 +149,7 @@ def _files(
         if not os.path.isfile(files[shard]):
             raise checks.damaged(f"there is no file {base!r}")
         size = os.path.getsize(files[shard])
-        end = 0
-        for offset, count in sorted(spans[shard]):
-            if offset < end or count < 0:
-                raise checks.damaged("the values of two tensors overlap")
-            end = offset + count
-        if end > size:
-            raise checks.damaged(f"{base!r} is shorter than its index says")
+        checks.apart(spans[shard], size)
         total += size
     return files, total
 
