@@ -3,7 +3,8 @@
 from tfdeep.checkpoints._compare import CompareReport, Comparison, compare
 from tfdeep.checkpoints._open import open
 from tfdeep.checkpoints._readers._checks import Limits
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.checkpoints._report import (
     Match,
     Mismatch,

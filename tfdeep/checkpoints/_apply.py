@@ -15,8 +15,8 @@ import tensorflow as tf
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep.checkpoints._matching import Converter, Matching
-from tfdeep.checkpoints._readers._checks import is_floating
 from tfdeep.checkpoints._readers._reader import ALIGNMENT, Reader
+from tfdeep.checkpoints._readers._tensors import is_floating
 from tfdeep.checkpoints._report import (
     Match,
     Mismatch,
@@ -32,16 +32,12 @@ _THREADS = 2  # one reads while the other checks what it has read
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """A restore from an open file that is ready to be carried out.
-
-    `wanted` is how many variables were selected.
-    """
+    """A restore from an open file that is ready to be carried out."""
 
     request: Request
     reader: Reader
     matching: Matching
     variables: dict[str, Any]
-    wanted: int
 
     @classmethod
     @contextlib.contextmanager
@@ -50,8 +46,7 @@ class Restore:
         targets = request.targets()
         with request.open() as reader:
             matching = request.match(targets, reader)
-            count = len(targets.wanted)
-            yield cls(request, reader, matching, targets.variables, count)
+            yield cls(request, reader, matching, targets.variables)
 
     def report(self) -> RestoreReport:
         """What would be done."""
@@ -95,10 +90,11 @@ class Restore:
     def _failure(self, report: RestoreReport) -> str:
         """Why the variables cannot be restored as asked; empty if they can."""
         faults, restored = self._faults(report), len(report.restored)
+        selected = restored + len(report.missing) + len(report.mismatched)
         if faults:
-            return f"{faults} of {self.wanted} variables cannot be restored"
+            return f"{faults} of {selected} variables cannot be restored"
         if restored < self.request.min_restored:
-            return f"only {restored} of {self.wanted} variables can be restored"
+            return f"only {restored} of {selected} variables can be restored"
         return ""
 
     def _check(self, report: RestoreReport) -> None:

@@ -12,7 +12,7 @@ from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table, shorten
 from tfdeep.checkpoints._names import pattern_over_paths
 from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._readers._reader import TensorInfo
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 _MOST_ROWS = 200
 

@@ -16,8 +16,7 @@ import numpy as np
 from tfdeep._core._explain import listing
 from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._names import Rename, by_path
-from tfdeep.checkpoints._readers._checks import is_floating, numpy_dtype
-from tfdeep.checkpoints._readers._reader import TensorInfo
+from tfdeep.checkpoints._readers._tensors import TensorInfo, is_floating, numpy_dtype
 from tfdeep.checkpoints._report import Match, Mismatch, MismatchKind, Steps
 from tfdeep.checkpoints._torch_layout import Conversion, Recipe
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tfdeep._core import _paths
 from tfdeep._core._explain import explain, listing
 from tfdeep.checkpoints._invalid import invalid
-from tfdeep.checkpoints._readers._reader import TensorInfo, path_of
+from tfdeep.checkpoints._readers._tensors import TensorInfo, path_of
 from tfdeep.errors import SelectionError
 
 Rename = Mapping[str, str] | Callable[[str], str] | None

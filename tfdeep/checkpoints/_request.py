@@ -14,7 +14,8 @@ from tfdeep.checkpoints._matching import Matching, Transform, match_by_name
 from tfdeep.checkpoints._names import Rename
 from tfdeep.checkpoints._open import open as open_checkpoint
 from tfdeep.checkpoints._readers._checks import Limits
-from tfdeep.checkpoints._readers._reader import Reader, path_of
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import path_of
 from tfdeep.checkpoints._report import Match, RestoreReport
 from tfdeep.checkpoints._targets import (
     Planned,

@@ -17,7 +17,7 @@ from tfdeep._keras import _internals, _variables
 from tfdeep._keras._variables import ModelVariable
 from tfdeep.checkpoints._invalid import invalid
 from tfdeep.checkpoints._matching import Target, Transform
-from tfdeep.checkpoints._readers._reader import TensorInfo, path_of
+from tfdeep.checkpoints._readers._tensors import TensorInfo, path_of
 from tfdeep.checkpoints._report import RestoreReport, Steps
 from tfdeep.checkpoints._torch_layout import Conversion, recipes
 from tfdeep.errors import ModelError

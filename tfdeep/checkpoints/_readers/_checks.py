@@ -6,12 +6,11 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 
 from tfdeep._core._explain import explain
+from tfdeep.checkpoints._readers._tensors import TensorInfo, known_dtype
 from tfdeep.errors import (
     CorruptFileError,
     LimitError,
@@ -19,27 +18,12 @@ from tfdeep.errors import (
     UnsafeFileError,
 )
 
-if TYPE_CHECKING:
-    from tfdeep.checkpoints._readers._reader import TensorInfo
-
 _GIB = 1 << 30
 
 # How many bytes deflate can make of one, rounded up.
 DEFLATE = 1_100
 
 _LARGEST_DIMENSION = 1 << 48
-
-_NARROW = {
-    name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        *("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"),
-        *("float8_e5m2", "float8_e5m2fnuz"),
-    )
-}
-_NUMPY = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
-    *("uint64", "float16", "float32", "float64", "complex64", "complex128"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +177,7 @@ class Checks:
 
     def dtype(self, name: str, dtype: str) -> np.dtype:
         """The NumPy dtype of a tensor, or an error if tfdeep cannot hold it."""
-        found = _dtype(dtype)
+        found = known_dtype(dtype)
         if found is None:
             raise self.unknown(
                 "This file holds values that cannot be weights.",
@@ -220,20 +204,6 @@ class Checks:
     def _explained(self, what: str, reason: object, expected: str, fix: str) -> str:
         received = f"{self.source!r}: {reason}"
         return explain(what, received, expected, f"{fix}; nothing was changed")
-
-
-def _dtype(name: str) -> np.dtype | None:
-    return _NARROW.get(name) or (np.dtype(name) if name in _NUMPY else None)
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy dtype that Keras calls by this name."""
-    return _dtype(name) or np.dtype(name)
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    """Whether a dtype holds floating point numbers, narrow ones included."""
-    return bool(dtype.kind == "f" or dtype.name in _NARROW)
 
 
 def _look(source: str) -> str:

@@ -39,7 +39,8 @@ import numpy as np
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._readers import _hdf5_child
 from tfdeep.checkpoints._readers._checks import DEFLATE, Checks
-from tfdeep.checkpoints._readers._reader import TensorInfo, empty_bytes, fill
+from tfdeep.checkpoints._readers._reader import empty_bytes, fill
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.errors import CheckpointError, LimitError, MissingDependencyError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -21,7 +21,8 @@ from tfdeep._core._explain import listing
 from tfdeep.checkpoints._readers._checks import Checks, Limits
 from tfdeep.checkpoints._readers._hdf5 import Dataset, Listing, Window, list_file
 from tfdeep.checkpoints._readers._keras_legacy import LegacyKerasReader, is_legacy
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.checkpoints._readers._zip import Archive
 from tfdeep.errors import UnknownFormatError
 

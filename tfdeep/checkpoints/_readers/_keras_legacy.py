@@ -40,7 +40,8 @@ import numpy as np
 
 from tfdeep.checkpoints._readers._checks import Limits
 from tfdeep.checkpoints._readers._hdf5 import Listing, list_file
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 _ROOTS = ("", "model_weights")
 _TOP_LEVEL = "top_level_model_weights"

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from tfdeep.checkpoints._readers._checks import DEFLATE, Limits
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.checkpoints._readers._zip import Archive
 
 _LONGEST_HEADER = 10_000

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,56 +13,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from zlib_ng import zlib_ng
 
-from tfdeep.checkpoints._readers._checks import Checks, Limits, numpy_dtype
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 # TensorFlow can share memory that begins at a multiple of this many bytes.
 ALIGNMENT = 64
 
 _PIECE = 1 << 30  # bytes; systems read less than twice as many at once
 _SEEKING = threading.Lock()
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file, without its values.
-
-    Attributes:
-        name: Its name as the file writes it: layer names, then the variable's name, or
-            its number within the layer where the format keeps no names.
-        shape: Its shape.
-        dtype: Its dtype, as Keras writes it: "float32", "bfloat16".
-        location: Where the file keeps it.
-        layer_class: The class of the layer that wrote it, in snake case, where the
-            format tells.
-        layer_variables: How many variables the layer that wrote it has, where the
-            variables of a layer are only numbered.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    location: str
-    layer_class: str | None = None
-    layer_variables: int | None = None
-
-    @property
-    def path(self) -> str:
-        """Its name with "/" between components, whatever the file has there."""
-        return path_of(self.name)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its values."""
-        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
-
-
-def path_of(name: str) -> str:
-    """A name as a path: PyTorch has dots between components.
-
-    >>> path_of("layer1.0.conv1.weight")
-    'layer1/0/conv1/weight'
-    """
-    return name.replace(".", "/")
 
 
 class Closeable(contextlib.AbstractContextManager[Any]):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tfdeep.checkpoints._readers._checks import Limits
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo, parse_json
+from tfdeep.checkpoints._readers._reader import Reader, parse_json
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 _DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},

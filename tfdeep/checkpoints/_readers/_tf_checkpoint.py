@@ -11,7 +11,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfdeep.checkpoints._readers._checks import Checks, Limits
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.checkpoints._readers._tf_index import Entry, Index, TFChecks, read_index
 from tfdeep.checkpoints._readers._tf_table import MAGIC, crc32c, masked, varint
 from tfdeep.checkpoints._readers._tf_v1 import EXPANSION, V1File

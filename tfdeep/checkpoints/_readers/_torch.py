@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tfdeep.checkpoints._readers._checks import Checks, Limits
-from tfdeep.checkpoints._readers._reader import Reader, TensorInfo
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 from tfdeep.checkpoints._readers._zip import Archive, Member
 from tfdeep.errors import (
     CheckpointError,
