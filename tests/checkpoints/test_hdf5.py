@@ -63,12 +63,6 @@ def zeroed(content, begin):
     return content[:begin] + bytes(64) + content[begin + 64 :]
 
 
-def processor_time():
-    """Of this process and its children, in seconds: a busy machine is no fault."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
 def test_no_damage_makes_it_hang(tmp_path, request):
     """Some blocks of the heap, zeroed, have the library run in circles for ever."""
     step = 1 if request.config.getoption("--long") else 3
@@ -93,7 +87,7 @@ def test_no_damage_makes_it_hang(tmp_path, request):
     outcomes = []
     for position in positions:
         path.write_bytes(zeroed(content, position))
-        start = processor_time()
+        start = files.processor_time()
         try:
             with tfdeep.checkpoints.open(path, Limits(seconds=1)) as reader:
                 for info in reader.variables:
@@ -102,7 +96,7 @@ def test_no_damage_makes_it_hang(tmp_path, request):
             outcomes.append("read")
         except CheckpointError as error:
             outcomes.append(type(error).__name__)
-        assert processor_time() - start < 5
+        assert files.processor_time() - start < 5
     assert "LimitError" in outcomes and "CorruptFileError" in outcomes
 
 

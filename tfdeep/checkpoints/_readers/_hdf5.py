@@ -49,7 +49,8 @@ _CHILD = str(pathlib.Path(__file__).with_name("_hdf5_child.py"))
 _MEMORY = 2 << 30
 _PATIENCE = 120.0  # seconds without progress
 _TO_END = 2.0  # seconds from its last word to its end
-_SLOWEST = 20_000_000  # bytes decoded in a second
+_SLOWEST = 20_000_000  # bytes decoded in a second of processor time
+_BUSY = 10  # how many times as long that takes where others use the processor, too
 _OUT_OF_TIME = -getattr(signal, "SIGXCPU", 0)
 _INHERITED = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _KEPT_AS_BYTES = ("bfloat16", "float8_")
@@ -193,6 +194,8 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
         self._process = self._started(file, json.dumps(request))
         self._output = cast("IO[bytes]", self._process.stdout)
         self._progress = time.monotonic()
+        # Decoding one large chunk shows no progress until it is done.
+        self._patience = _PATIENCE + _BUSY * count / _SLOWEST
         self._is_done, self._is_stuck = threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._end_if_stuck, daemon=True)
         self._watch.start()
@@ -227,7 +230,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
 
     def _end_if_stuck(self) -> None:
         while not self._is_done.wait(min(1.0, _PATIENCE / 4)):
-            if time.monotonic() - self._progress > _PATIENCE:
+            if time.monotonic() - self._progress > self._patience:
                 self._is_stuck.set()
                 self._process.kill()
                 return
@@ -301,7 +304,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
                 code = self._process.wait(_TO_END)
         if self._is_stuck.is_set():
             return self._endless(
-                f"no progress for {_PATIENCE:.0f} s",
+                f"no progress for {self._patience:.0f} s",
                 "some progress",
                 "try again when the disk and the machine are less busy; copy the file "
                 "or download it again",
