@@ -6,6 +6,7 @@ import builtins
 import os
 
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._files import is_remote
 from tfdeep.checkpoints._readers._checks import Checks, Limits
 from tfdeep.checkpoints._readers._keras import (
     KerasArchiveReader,
@@ -14,7 +15,7 @@ from tfdeep.checkpoints._readers._keras import (
 )
 from tfdeep.checkpoints._readers._npz import NpzReader
 from tfdeep.checkpoints._readers._reader import Reader
-from tfdeep.checkpoints._readers._remote import RemoteReader, is_remote
+from tfdeep.checkpoints._readers._remote import RemoteReader
 from tfdeep.checkpoints._readers._safetensors import (
     SafetensorsReader,
     ShardedSafetensorsReader,

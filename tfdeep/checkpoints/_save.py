@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -21,6 +20,7 @@ import tensorflow as tf
 from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._files import Directory, replaced
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
 from tfdeep.checkpoints._invalid import invalid
@@ -170,13 +170,10 @@ def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for array in values.values():
-                file.write(bytes_of(array))
-
-    _replace(path, write)
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in values.values():
+            file.write(bytes_of(array))
 
 
 def _write_npz(model: Any, targets: Targets, path: str) -> None:
@@ -190,14 +187,14 @@ def _write_npz(model: Any, targets: Targets, path: str) -> None:
             fix="write a `.safetensors` file",
         )
 
-    def write(temporary: str) -> None:
-        # `numpy.savez` reserves the names `file` and `allow_pickle`.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in values.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-
-    _replace(path, write)
+    # `numpy.savez` reserves the names `file` and `allow_pickle`.
+    with (
+        replaced(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, array in values.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
@@ -210,8 +207,9 @@ def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
             fix="choose another path",
         )
     values = _values(targets)
-    os.makedirs(path, exist_ok=True)
-    old = set(os.listdir(path))
+    folder = Directory(path)
+    folder.make()
+    old = set(folder.names())
     number = 1 + max((_number(name) for name in old), default=0)
     name = f"weights-{number}"
     try:
@@ -221,25 +219,21 @@ def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
             shape_and_slices=[""] * len(values),
             tensors=list(values.values()),
         )
-        new = sorted(set(os.listdir(path)) - old)
+        new = sorted(set(folder.names()) - old)
         for file in new:
-            _force_to_disk(os.path.join(path, file))
+            with open(os.path.join(path, file), "rb+") as written:
+                os.fsync(written.fileno())
     except BaseException as error:
-        for file in set(os.listdir(path)) - old:
-            _remove(os.path.join(path, file))
+        for file in set(folder.names()) - old:
+            folder.remove(file)
         if isinstance(error, tf.errors.OpError):
             raise OSError(f"{path!r} cannot be written: {error.message}") from error
         raise
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(f'model_checkpoint_path: "{name}"\n')
-            file.write(f'all_model_checkpoint_paths: "{name}"\n')
-
-    _replace(os.path.join(path, "checkpoint"), write)
+    text = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    folder.write("checkpoint", [text.encode()])
     for file in old:
         if _number(file):
-            _remove(os.path.join(path, file))
+            folder.remove(file)
 
 
 def _number(file: str) -> int:
@@ -264,11 +258,8 @@ def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
             target.flush()
             image = target.id.get_file_image()
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            file.write(image)
-
-    _replace(path, write)
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        file.write(image)
 
 
 def _check_room(directory: str, model: Any) -> None:
@@ -344,45 +335,3 @@ _WRITERS: Mapping[str, Callable[[Any, Targets, str], None]] = {
     ".npz": _write_npz,
     ".ckpt": _write_checkpoint,
 }
-
-
-# Files.
-
-
-def _replace(path: str, write: Callable[[str], None]) -> None:
-    """Has `write` make a file, and puts it in the place of `path` when it is whole."""
-    directory = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{os.path.basename(path)}.", dir=directory
-    )
-    os.close(handle)
-    try:
-        write(temporary)
-        _force_to_disk(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
-    _force_to_disk(directory)
-
-
-def _force_to_disk(path: str) -> None:
-    if os.path.isdir(path) and os.name == "nt":
-        return  # directories cannot be opened there
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)

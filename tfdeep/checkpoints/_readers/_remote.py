@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable
 
@@ -15,13 +14,6 @@ import tensorflow as tf
 from tfdeep._core._explain import explain
 from tfdeep.checkpoints._readers._reader import Reader
 from tfdeep.errors import UnknownFormatError, UnsafeFileError
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path names a scheme, such as `gs://`."""
-    return _SCHEME.match(path) is not None
 
 
 class RemoteReader(Reader):
