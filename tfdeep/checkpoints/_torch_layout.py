@@ -155,10 +155,6 @@ def _as_it_is(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _permuted(axes: Sequence[int]) -> Convert:
-    return lambda values: values.transpose(axes)
-
-
 def _same(**parameters: str) -> Callable[[_Place], list[Recipe]]:
     """The rule for parameters that have another name and nothing else."""
 
@@ -172,8 +168,7 @@ def _same(**parameters: str) -> Callable[[_Place], list[Recipe]]:
 
 def _dense(place: _Place) -> list[Recipe]:
     if place.name == "kernel":
-        transposed = (_permuted((1, 0)), Conversion.TRANSPOSED, "transposed")
-        return place.recipe("weight", *transposed)
+        return place.recipe("weight", *_WEIGHT)
     return _bias(place)
 
 
@@ -184,12 +179,16 @@ def _conv(place: _Place) -> list[Recipe]:
     """Both the convolution (O, I, ...) and the transposed one (I, O, ...)."""
     if place.name != "kernel":
         return _bias(place)
-    rank = len(place.shape) - 2
-    axes = (*range(2, rank + 2), 1, 0)
-    spatial = "DHW"[-rank:]
+    spatial = "DHW"[2 - len(place.shape) :]
     channels = "IO" if isinstance(place.layer, _TRANSPOSED) else "OI"
     note = f"{channels}{spatial} to {spatial}{channels[::-1]}"
-    return place.recipe("weight", _permuted(axes), Conversion.CHANNELS_LAST, note)
+    return _channels_last(place, "weight", note)
+
+
+def _channels_last(place: _Place, parameter: str, note: str) -> list[Recipe]:
+    axes = (*range(2, len(place.shape)), 1, 0)
+    how = (Conversion.CHANNELS_LAST, note)
+    return place.recipe(parameter, lambda values: values.transpose(axes), *how)
 
 
 def _depthwise(place: _Place) -> list[Recipe]:
@@ -203,10 +202,7 @@ def _separable(place: _Place) -> list[Recipe]:
     if place.name == "depthwise_kernel":
         return place.recipe(*_depthwise_kernel("depthwise/weight", place.shape))
     if place.name == "pointwise_kernel":
-        rank = len(place.shape) - 2
-        axes = (*range(2, rank + 2), 1, 0)
-        how = (Conversion.CHANNELS_LAST, "OI1 to 1IO")
-        return place.recipe("pointwise/weight", _permuted(axes), *how)
+        return _channels_last(place, "pointwise/weight", "OI1 to 1IO")
     return _same(bias="pointwise/bias")(place)
 
 
@@ -327,18 +323,14 @@ def _attention(place: _Place) -> list[Recipe]:
     names = [f"{letter}_proj/{parameter}"]
     if is_kernel:
         names.insert(0, f"{letter}_proj_weight")
-    return [
-        Recipe(
-            (_join(module, f"in_proj_{parameter}"),),
-            lambda values: convert(_block(values, 3, number)),
-            Conversion.THIRD,
-            f"{role}'s third, {note}",
-        ),
-        *(
-            Recipe((_join(module, name),), convert, Conversion.HEADS, note)
-            for name in names
-        ),
-    ]
+    third = Recipe(
+        (_join(module, f"in_proj_{parameter}"),),
+        lambda values: convert(_block(values, 3, number)),
+        Conversion.THIRD,
+        f"{role}'s third, {note}",
+    )
+    heads = (convert, Conversion.HEADS, note)
+    return [third, *(Recipe((_join(module, name),), *heads) for name in names)]
 
 
 _THIRDS = ("query", "key", "value")
@@ -362,15 +354,11 @@ def _recurrent(place: _Place) -> list[Recipe]:
     if place.name not in parts:
         return []
     names, convert, conversion, note = parts[place.name]
-    return [
-        Recipe(
-            tuple(_join(module, f"{name}{suffix}") for name in names),
-            convert,
-            conversion,
-            note,
-        )
-        for module, suffix in _recurrent_modules(place)
-    ]
+    found = []
+    for module, suffix in _recurrent_modules(place):
+        sources = tuple(_join(module, f"{name}{suffix}") for name in names)
+        found.append(Recipe(sources, convert, conversion, note))
+    return found
 
 
 def _recurrent_modules(place: _Place) -> list[tuple[tuple[str, ...], str]]:
