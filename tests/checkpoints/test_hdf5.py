@@ -219,13 +219,13 @@ def test_circles_and_things_in_two_places(path):
         group.file["layers/dense/again"] = group.file["layers"]
 
     keras_file(path, circle)
-    refused(path, UnsafeFileError, "one thing in two places")
+    refused(path, UnsafeFileError, "one object in two places")
 
     def twice(group):
         group["1"] = group.create_dataset("0", data=np.ones(3))
 
     keras_file(path, twice)
-    refused(path, UnsafeFileError, "one thing in two places")
+    refused(path, UnsafeFileError, "one object in two places")
 
 
 def test_groups_nested_too_deep(path):
@@ -477,7 +477,7 @@ def test_checksums_of_the_values_are_checked(path):
     with tfdeep.checkpoints.open(path) as reader:
         assert reader.integrity == "verified"
         np.testing.assert_array_equal(reader.read("hidden1/0"), values)
-        with pytest.raises(CorruptFileError, match="another checksum"):
+        with pytest.raises(CorruptFileError, match="match its checksum"):
             reader.read("hidden1/1")
     with h5py.File(path, "a") as file:
         del file[VARIABLES]["1"].attrs["crc32"]
@@ -501,7 +501,7 @@ class TestArchive:
         with tfdeep.checkpoints.open(path) as reader:
             assert len(reader.variables) == 8
             for name in ("outputs/0", "hidden1/0"):
-                with pytest.raises(CorruptFileError, match="another checksum"):
+                with pytest.raises(CorruptFileError, match="match its checksum"):
                     reader.read(name)
 
     def test_compressed_or_twice(self, path):
@@ -525,7 +525,7 @@ class TestArchive:
     def test_weights_that_are_no_hdf5(self, path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("model.weights.h5", b"hello" * 99)
-        refused(path, CorruptFileError, "does not begin like one")
+        refused(path, CorruptFileError, "does not begin like such a file")
 
     def test_values_outside_the_member(self, path):
         """The end of the HDF5 file is that of the member, not of the archive."""

@@ -134,7 +134,7 @@ def _open_file(path: str, limits: Limits | None) -> Reader:
     for suffix, kind in _KINDS.items():
         if path.endswith(suffix):
             checks = Checks(path, kind, limits or Limits())
-            raise checks.damaged("it does not begin like one")
+            raise checks.damaged("it does not begin like such a file")
     if start[8:9] == b"{":
         return SafetensorsReader(path, limits)
     raise _unknown(path, "an unknown kind of file")

@@ -149,7 +149,7 @@ def list_file(checks: Checks, window: Window | None = None) -> Listing:
         window = window or Window(0, os.fstat(file.fileno()).st_size)
         file.seek(window.begin)
         if file.read(len(SIGNATURE)) != SIGNATURE:
-            raise checks.damaged("it does not begin like one")
+            raise checks.damaged("it does not begin like such a file")
         identity = _identity(file)
         limits = checks.limits
         request = {"members": limits.members, "tensors": limits.tensors}
@@ -279,7 +279,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
             self._checks.count(name, count)
         if kind == "unsafe":
             return self._checks.unsafe(
-                "This file has to be read in a way that no file of Keras has.",
+                "Reading this file needs parts of HDF5 that Keras does not use.",
                 f"{reason} at {place!r}",
                 "groups and plain values within the file",
             )

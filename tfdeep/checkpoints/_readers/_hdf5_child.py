@@ -153,7 +153,7 @@ class Listing:
 
         address = h5o.get_info(entry).addr
         if address in self._seen:
-            raise Fault("unsafe", reason="one thing in two places", place=path)
+            raise Fault("unsafe", reason="one object in two places", place=path)
         self._seen.add(address)
 
     def _count(self, name: str, count: int) -> None:

@@ -103,7 +103,7 @@ class Reader(Closeable, abc.ABC):
     def _check_crc(self, name: str, values: np.ndarray, crc: object) -> None:
         """Raises if the CRC-32 of a tensor's bytes is not the one in the file."""
         if zlib_ng.crc32(bytes_of(values)) != crc:
-            raise self._checks.damaged(f"tensor {name!r} has another checksum")
+            raise self._checks.damaged(f"tensor {name!r} does not match its checksum")
 
     def _json(self, of: str) -> dict[str, Any]:
         """The object called `of` in the source, a file of JSON."""

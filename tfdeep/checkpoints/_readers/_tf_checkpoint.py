@@ -123,7 +123,7 @@ class TFCheckpointReader(Reader):
         # A slot of an optimizer is named after its variable, unless it has a name.
         for slot, original, slot_name in slots:
             if not (0 <= slot < len(nodes) and 0 <= original < len(nodes)):
-                raise self._checks.damaged("an optimizer keeps values for no variable")
+                raise self._checks.damaged("an optimizer slot has no variable")
             if len(nodes[slot]) == len(nodes[original]) == 1:
                 (key, name), (_, owner) = nodes[slot][0], nodes[original][0]
                 if owner and not name:
@@ -133,7 +133,7 @@ class TFCheckpointReader(Reader):
     def _text(self, entry: Entry) -> bytes:
         """Reads a single text: its length, a checksum of the length, its bytes."""
         if (entry.dtype, entry.shape) != ("string", ()):
-            raise self._checks.damaged("its graph of objects is not text")
+            raise self._checks.damaged("its object graph is not text")
         self._checks.count("header_bytes", entry.size)
         content = self._stored(entry).tobytes()
         try:
@@ -141,7 +141,7 @@ class TFCheckpointReader(Reader):
         except ValueError as error:
             raise self._checks.damaged(error) from error
         if begin + 4 + length != len(content) or length >> 32:
-            raise self._checks.damaged("its graph of objects is cut short")
+            raise self._checks.damaged("its object graph is cut short")
         # The checksum covers the length as four bytes, not as it is stored.
         plain = length.to_bytes(4, "little")
         checksum = content[begin : begin + 4]
@@ -149,7 +149,7 @@ class TFCheckpointReader(Reader):
             masked(crc32c(plain)) != int.from_bytes(checksum, "little")
             or masked(crc32c(plain + content[begin:])) != entry.crc
         ):
-            raise self._checks.damaged("its graph of objects has another checksum")
+            raise self._checks.damaged("its object graph does not match its checksum")
         return content[begin + 4 :]
 
     def read(self, name: str) -> np.ndarray:
@@ -169,7 +169,7 @@ class TFCheckpointReader(Reader):
     def _values(self, name: str, entry: Entry) -> np.ndarray:
         content = self._stored(entry)
         if masked(crc32c(content)) != entry.crc:
-            raise self._checks.damaged(f"tensor {name!r} has another checksum")
+            raise self._checks.damaged(f"tensor {name!r} does not match its checksum")
         dtype = self._checks.dtype(name, entry.dtype)
         return content.view(dtype).reshape(entry.shape)
 

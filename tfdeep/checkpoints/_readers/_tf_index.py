@@ -124,7 +124,7 @@ def _number_of_shards(checks: TFChecks, first: tuple[bytes, bytes] | None) -> in
             "numbers with the least significant byte first",
         )
     if header.endianness != tensor_bundle_pb2.BundleHeaderProto.LITTLE:
-        raise checks.damaged(f"an unknown order of bytes, {header.endianness}")
+        raise checks.damaged(f"an unknown byte order, {header.endianness}")
     shards = int(header.num_shards)
     checks.count("members", shards)
     if shards < 1:
@@ -252,7 +252,7 @@ class TFChecks(Checks):
             int(proto.crc32c),
         )
         if entry.offset < 0 or entry.size < 0:
-            raise self.damaged(f"tensor {name!r} has no place")
+            raise self.damaged(f"tensor {name!r} has a negative offset or size")
         if entry.dtype in _OF_ANY_SIZE:
             fits = math.prod(entry.shape) <= entry.size
         else:
@@ -289,7 +289,7 @@ class TFChecks(Checks):
 
     def _part(self, name: str, shape: tuple[int, ...], proto: Any) -> Part:
         if len(proto.extent) != len(shape):
-            raise self.damaged(f"a part of tensor {name!r} has another rank")
+            raise self.damaged(f"a part of tensor {name!r} has the wrong rank")
         start, lengths, encoded = [], [], []
         for extent, size in zip(proto.extent, shape, strict=True):
             has_length = extent.HasField("length")

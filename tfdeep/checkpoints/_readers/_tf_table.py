@@ -56,7 +56,7 @@ class Table(Closeable):
             raise self._checks.damaged("it ends too soon")
         footer = self._bytes(self.size - _FOOTER, _FOOTER)
         if not footer.endswith(MAGIC):
-            raise self._checks.damaged("it does not end like one")
+            raise self._checks.damaged("it does not end like such a file")
         at = 0
         handles = []
         for _ in range(2):
@@ -124,7 +124,7 @@ class Table(Closeable):
         content = self._bytes(offset, size + _TRAILER)
         stored = int.from_bytes(content[-4:], "little")
         if masked(crc32c(memoryview(content)[:-4])) != stored:
-            raise self._checks.damaged("a block has another checksum")
+            raise self._checks.damaged("a block does not match its checksum")
         if content[size] == _SNAPPY:
             raise self._checks.unknown(
                 f"This {self._checks.kind} is compressed.",
@@ -133,7 +133,7 @@ class Table(Closeable):
                 "restore and save it with TensorFlow",
             )
         if content[size] != _PLAIN:
-            raise self._checks.damaged(f"a block of the unknown kind {content[size]}")
+            raise self._checks.damaged(f"a block of unknown kind {content[size]}")
         return content[:size]
 
     def _bytes(self, offset: int, count: int) -> bytes:
@@ -205,7 +205,7 @@ def varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
             if value >> 64:
                 break
             return value, index + 1
-    raise ValueError("a number in it has no end")
+    raise ValueError("a number in it does not end")
 
 
 def masked(crc: int) -> int:

@@ -100,11 +100,11 @@ class V1File(Closeable):
         kind = saved_tensor_slice_pb2.SavedTensorSlices
         data = self._checks.parsed(kind, content, longest=None).data
         if data.name != name or dtype not in _FIELDS:
-            raise self._checks.damaged(f"the values of tensor {name!r} are others'")
+            raise self._checks.damaged(f"tensor {name!r} has values of another one")
         numpy_dtype = self._checks.dtype(name, dtype)
         values = _numbers(getattr(data.data, _FIELDS[dtype]), numpy_dtype, dtype)
         if values is None or len(values) != math.prod(part.shape):
-            raise self._checks.damaged(f"tensor {name!r} has other values than listed")
+            raise self._checks.damaged(f"tensor {name!r} lacks some of its values")
         return values.reshape(part.shape)
 
     def close(self) -> None:

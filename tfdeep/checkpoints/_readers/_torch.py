@@ -190,7 +190,7 @@ class TorchReader(Reader):
                 "save it as safetensors there",
             )
         if order != b"little":
-            raise self._checks.damaged(f"{name!r} says {order!r}")
+            raise self._checks.damaged(f"{name!r} contains {order!r}")
 
     def _info(self, path: tuple[str, ...], tensor: _Tensor) -> TensorInfo:
         length = sum(map(len, path)) + len(path)
@@ -306,13 +306,13 @@ class _Machine:
             if count >= _OPCODES:
                 raise _too_much(self._checks, "a pickle of more opcodes", _OPCODES)
             if (position == 0) != (opcode.name == "PROTO"):
-                raise ValueError("it does not begin as pickles do")
+                raise ValueError("it does not begin like a pickle")
             step = self._steps.get(opcode.name)
             if step is None:
                 raise _unsafe(self._checks, f"the opcode {opcode.name}")
             step(argument)
         if file.read(1) or self._marked or len(self._stack) != 1:
-            raise ValueError("it does not end as pickles do")
+            raise ValueError("it does not end like a pickle")
         return self._stack.pop()
 
     def _push(self, value: Any) -> None:
@@ -374,7 +374,7 @@ class _Machine:
         try:
             return known(*arguments)
         except TypeError as error:
-            reason = f"{called.name} has other arguments than it takes"
+            reason = f"{called.name} is called with the wrong arguments"
             raise ValueError(reason) from error
 
     def _refuse(self, called: Any) -> NoReturn:

@@ -100,7 +100,7 @@ class Archive(Closeable):
             not is_compressed and info.file_size != info.compress_size
         ):
             raise self._unsafe(
-                f"{name!r} of {info.compress_size} bytes claims {info.file_size}"
+                f"{name!r} of {info.compress_size} bytes declares {info.file_size}"
             )
         header = self._bytes_at(info.header_offset, _LOCAL.size)
         signature, *_, name_length, extra_length = _LOCAL.unpack(header)
@@ -111,7 +111,7 @@ class Archive(Closeable):
         encoding = "utf-8" if info.flag_bits & _UTF_8 else "cp437"
         if raw.decode(encoding, "replace") != info.orig_filename:
             # No checksum covers a name, but it is stored in two places.
-            raise self._checks.damaged(f"{name!r} has another name at its place")
+            raise self._checks.damaged(f"{name!r} has another name in its own header")
         offset += name_length + extra_length
         if offset + info.compress_size > self._size:
             raise self._checks.damaged(f"{name!r} ends after the end of the file")
@@ -139,7 +139,7 @@ class Archive(Closeable):
         place = tail.rfind(b"PK\x05\x06")
         said = int.from_bytes(tail[place + 10 : place + 12], "little")
         if said != min(count, 0xFFFF):  # larger archives store it elsewhere
-            raise self._checks.damaged(f"it has {count} members and says {said}")
+            raise self._checks.damaged(f"it has {count} members but declares {said}")
 
     def read(self, name: str) -> np.ndarray:
         """All bytes of a member, whose CRC is checked."""
@@ -172,7 +172,7 @@ class Archive(Closeable):
 
     def _check_crc(self, member: Member, crc: int) -> None:
         if member.crc is not None and crc != member.crc:
-            raise self._checks.damaged(f"{member.name!r} has another checksum")
+            raise self._checks.damaged(f"{member.name!r} does not match its checksum")
 
     def close(self) -> None:
         """Closes the archive."""
@@ -198,7 +198,7 @@ class Archive(Closeable):
 
     def _unsafe(self, reason: str) -> UnsafeFileError:
         return self._checks.unsafe(
-            "This archive is not built like any that a program saves weights in.",
+            "This archive has features that no program uses to save weights.",
             reason,
             "plain members, stored or deflated, one after the other",
         )
