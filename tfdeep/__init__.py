@@ -30,7 +30,7 @@ from tfdeep import (
     transfer,
 )
 from tfdeep._finetune import FineTuneReport, FineTuneStage, finetune
-from tfdeep.checkpoints._restore import restore
+from tfdeep.checkpoints._restore import plan_restore, restore
 from tfdeep.checkpoints._save import save_subset
 from tfdeep.diagnostics._diagnose import diagnose
 from tfdeep.transfer._cache import cache_frozen
@@ -53,6 +53,7 @@ __all__ = [
     "layers",
     "models",
     "optimizers",
+    "plan_restore",
     "restore",
     "save_subset",
     "surgery",

@@ -1,6 +1,7 @@
 """Files of weights in each format, written by the program that owns the format."""
 
 import inspect
+import os
 import pathlib
 
 import keras
@@ -166,3 +167,9 @@ def trained(build):
     model.compile("adam", nets.LOSS)
     model.fit(nets.dataset(), epochs=1, shuffle=False, verbose=0)
     return model
+
+
+def processor_time():
+    """Of this process and its children, in seconds: a busy machine is not a fault."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -193,7 +193,7 @@ def test_lists_that_do_not_fit_the_file(change, tmp_path):
 def test_limits(tmp_path):
     groups = {f"layer{n}": legacy.dense(f"layer{n}") for n in range(5)}
     path = legacy.write(tmp_path / "net.h5", groups)
-    limits = tfdeep.checkpoints._limits.Limits
+    limits = tfdeep.checkpoints._readers._checks.Limits
     with pytest.raises(LimitError, match="tensors"):
         tfdeep.checkpoints.open(path, limits(tensors=9))
     with pytest.raises(LimitError, match="members"):
@@ -204,8 +204,8 @@ def test_limits(tmp_path):
 
 
 def test_each_reader_refuses_the_files_of_the_other(tmp_path):
-    from tfdeep.checkpoints._keras_files import KerasWeightsReader
-    from tfdeep.checkpoints._keras_legacy import LegacyKerasReader
+    from tfdeep.checkpoints._readers._keras import KerasWeightsReader
+    from tfdeep.checkpoints._readers._keras_legacy import LegacyKerasReader
 
     old = legacy.write(tmp_path / "old.h5", {"hidden1": legacy.dense("hidden1")})
     with pytest.raises(UnknownFormatError, match="HDF5 file of Keras 1 or 2"):

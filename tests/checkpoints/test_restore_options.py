@@ -181,7 +181,7 @@ class TestPlans:
             tfdeep.restore(net(3), npz(tmp_path, x=np.ones(1)), plan=plan)
         with pytest.raises(InvalidArgumentError, match="the model lacks"):
             tfdeep.restore(nets.functional(), path, include="hidden2", plan=plan)
-        with pytest.raises(InvalidArgumentError, match="This is no plan"):
+        with pytest.raises(InvalidArgumentError, match="This is not a plan"):
             tfdeep.restore(net(3), path, plan='{"restored": 3}')
         with pytest.raises(InvalidArgumentError, match="one of them"):
             tfdeep.restore(net(3), path, plan=plan, rename={"x": "y"})

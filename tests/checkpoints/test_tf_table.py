@@ -14,7 +14,7 @@ from tensorflow.core.util import saved_tensor_slice_pb2
 
 from tests import nets
 from tests.checkpoints import files
-from tfdeep.checkpoints import _limits, _tf_checkpoint, _tf_index, _tf_table
+from tfdeep.checkpoints._readers import _checks, _tf_checkpoint, _tf_index, _tf_table
 from tfdeep.errors import (
     CorruptFileError,
     LimitError,
@@ -486,10 +486,10 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_each_limit(name, tmp_path):
     prefix = written(GOOD, tmp_path)
-    limits = _limits.Limits(**{name: LIMITS[name]})
+    limits = _checks.Limits(**{name: LIMITS[name]})
     with pytest.raises(LimitError, match=name):
         every_value(prefix, limits)
-    every_value(prefix, _limits.Limits(**{name: LIMITS[name] + 1000}))
+    every_value(prefix, _checks.Limits(**{name: LIMITS[name] + 1000}))
 
 
 @pytest.mark.parametrize("size", [*range(70), 255, 256, 257, 65_535, 65_536, 200_003])
@@ -780,7 +780,9 @@ def test_random_lies_with_right_checksums(kind, tmp_path, request):
     """Changes in the entries, before their checksums are taken."""
     prefix = CHECKPOINTS[kind](tmp_path)
     path = prefix if kind == "v1" else f"{prefix}.index"
-    with _tf_table.Table(path, path, "table", _limits.Limits()) as content:
+    with _tf_table.Table(
+        path, _checks.Checks(path, "table", _checks.Limits())
+    ) as content:
         rows = list(content)
     refused, rng = 0, np.random.RandomState(6)
     for _ in range(3000 if request.config.getoption("--long") else 300):

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tfdeep.checkpoints import _torch
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._torch import TorchReader
+from tfdeep.checkpoints._readers import _torch
+from tfdeep.checkpoints._readers._checks import Limits
+from tfdeep.checkpoints._readers._torch import TorchReader
 from tfdeep.errors import (
     CorruptFileError,
     LimitError,
@@ -65,7 +65,7 @@ class TestFilesOfTorch:
             np.testing.assert_array_equal(values, expected[name])
 
     def test_it_has_the_values_of_the_safetensors_file(self):
-        from tfdeep.checkpoints._safetensors import SafetensorsReader
+        from tfdeep.checkpoints._readers._safetensors import SafetensorsReader
 
         found = contents(GOLDENS / "mlp.pt")
         with SafetensorsReader(str(GOLDENS / "mlp.safetensors")) as reader:

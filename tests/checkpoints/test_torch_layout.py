@@ -9,7 +9,7 @@ from keras import layers
 
 from tfdeep._keras import _internals, _variables
 from tfdeep.checkpoints import _torch_layout
-from tfdeep.checkpoints._torch import TorchReader
+from tfdeep.checkpoints._readers._torch import TorchReader
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens" / "torch"
 

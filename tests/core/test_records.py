@@ -19,6 +19,16 @@ def test_a_record_turns_into_json():
     assert json.loads(record.to_json()) == {"parts": [{"shape": [2, 3]}, {"shape": []}]}
 
 
+def test_a_notebook_shows_the_text_escaped():
+    class Shown(Record):
+        def __str__(self):
+            return "a <b>\n  c & d"
+
+    shown = Shown()._repr_html_()
+    assert shown.startswith("<pre") and shown.endswith("</pre>")
+    assert "a &lt;b&gt;\n  c &amp; d" in shown
+
+
 def test_a_table_fits_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = render_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -23,6 +24,10 @@ class Record:
     def to_json(self, indent: int | None = 2) -> str:
         """The record as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    def _repr_html_(self) -> str:
+        """The record as a notebook shows it: its table, in letters of one width."""
+        return f'<pre style="line-height: 1.2">{html.escape(str(self))}</pre>'
 
 
 def _public(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Says, variable by variable, whether a model holds what a file holds."""
+"""Compares a model with a file of weights, variable by variable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._plan import Rename, Transform, make_plan
-from tfdeep.checkpoints._targets import find_targets
+from tfdeep.checkpoints._apply import Restore
+from tfdeep.checkpoints._matching import Transform
+from tfdeep.checkpoints._names import Rename
+from tfdeep.checkpoints._readers._checks import Limits
+from tfdeep.checkpoints._report import Match, Mismatch
+from tfdeep.checkpoints._request import Request
 
 _MOST_ROWS = 40
 
@@ -28,8 +30,8 @@ class Comparison:
         source: The names of its tensors in the file; empty if it has none.
         state: "equal" (to the last bit), "different" or "absent" (in the file).
         difference: The largest absolute difference of an entry, in units of the
-            weight; NaN where there is none to take.
-        reason: What does not fit, where values cannot be compared.
+            weight; NaN where values cannot be compared.
+        reason: Why values cannot be compared.
     """
 
     path: str
@@ -122,50 +124,56 @@ def compare(
     >>> tfdeep.checkpoints.compare(model, tmp_path / "net.weights.h5").is_equal
     True
     """
-    targets = find_targets(model, include, exclude, transform, layout, optimizer)
-    separator = "." if layout == "torch" else "/"
-    entries = {}
-    with open_checkpoint(source, limits=limits, allow_remote=allow_remote) as reader:
-        wanted = targets.for_tensors(reader.variables)
-        plan = make_plan(wanted, reader.variables, rename, separator, cast)
-        for match in plan.matched:
+    request = Request(
+        model=model,
+        source=source,
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        transform=transform,
+        layout=layout,
+        cast=cast,
+        optimizer=optimizer,
+        limits=limits,
+        allow_remote=allow_remote,
+    )
+    with Restore.opened(request) as ready:
+        reader, matching = ready.reader, ready.matching
+        entries = {}
+        for match in matching.matched:
             tensors = [reader.read(name) for name in match.sources]
+            own = np.asarray(ready.variables[match.path].numpy())
             try:
-                values = plan.converters[match.path](*tensors)
+                values = matching.converters[match.path](*tensors)
             except Exception as error:  # whatever a transform of the caller's raises
-                entries[match.path] = Comparison(
-                    match.path,
-                    match.source,
-                    "different",
-                    np.nan,
-                    f"its values: {error}",
-                )
-                continue
-            own = np.asarray(targets.variables[match.path].numpy())
-            entries[match.path] = _compared(match.path, match.source, own, values)
-        for unfit in plan.mismatched:
-            entries[unfit.path] = Comparison(
-                unfit.path, unfit.source, "different", np.nan, unfit.reason
-            )
-        for path in plan.missing:
+                reason = f"its values: {error}"
+                entries[match.path] = _different(match, reason)
+            else:
+                entries[match.path] = _compared(match, own, values)
+        for unfit in matching.mismatched:
+            entries[unfit.path] = _different(unfit, unfit.reason)
+        for path in matching.missing:
             entries[path] = Comparison(path, "", "absent", np.nan)
         return CompareReport(
             reader.source,
             reader.format,
             reader.integrity,
-            tuple(entries[target.path] for target in targets.wanted),
-            plan.unused,
+            tuple(entries[path] for path in ready.variables if path in entries),
+            matching.unused,
         )
 
 
-def _compared(path: str, source: str, own: np.ndarray, other: np.ndarray) -> Comparison:
-    if own.shape == other.shape and own.tobytes() == other.tobytes():
-        return Comparison(path, source, "equal", 0.0)
+def _different(pair: Match | Mismatch, reason: str) -> Comparison:
+    return Comparison(pair.path, pair.source, "different", np.nan, reason)
+
+
+def _compared(match: Match, own: np.ndarray, other: np.ndarray) -> Comparison:
     if own.shape != other.shape:
-        return Comparison(path, source, "different", np.nan, f"shape {other.shape}")
-    wide = own.astype(np.float64), other.astype(np.float64)
+        return _different(match, f"shape {other.shape}")
+    if own.tobytes() == other.tobytes():
+        return Comparison(match.path, match.source, "equal", 0.0)
     with np.errstate(invalid="ignore"):
-        differences = np.abs(wide[0] - wide[1])
-        known = differences[~np.isnan(differences)]
-        difference = float(known.max()) if known.size else np.nan
-    return Comparison(path, source, "different", difference)
+        differences = np.abs(own.astype(np.float64) - other.astype(np.float64))
+    known = differences[~np.isnan(differences)]
+    difference = float(known.max()) if known.size else np.nan
+    return Comparison(match.path, match.source, "different", difference)

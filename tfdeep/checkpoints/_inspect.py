@@ -10,8 +10,9 @@ from typing import Any
 from tfdeep._core import _paths
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table, shorten
+from tfdeep.checkpoints._names import pattern_over_paths
 from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._reader import TensorInfo
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 _MOST_ROWS = 200
 
@@ -59,15 +60,24 @@ def inspect(
     exclude: Patterns = None,
     allow_remote: bool = False,
 ) -> InspectReport:
-    """Lists the tensors of a file whose names the patterns select."""
+    """Lists the tensors of a file, by the names that the file has for them.
+
+    Patterns match whole components of these names, whether the file has dots or
+    slashes between components.
+    """
     with open_checkpoint(source, allow_remote=allow_remote) as reader:
-        names = [info.name for info in reader.variables]
-        chosen = set(names)
+        tensors = reader.variables
         if include is not None or exclude is not None:
-            chosen = set(_paths.select(names, include, exclude, what="tensor"))
+            paths = [info.path for info in tensors]
+            include, exclude = _over_paths(include), _over_paths(exclude)
+            chosen = set(_paths.select(paths, include, exclude, what="tensor"))
+            tensors = [info for info in tensors if info.path in chosen]
         return InspectReport(
-            reader.source,
-            reader.format,
-            reader.integrity,
-            tuple(info for info in reader.variables if info.name in chosen),
+            reader.source, reader.format, reader.integrity, tuple(tensors)
         )
+
+
+def _over_paths(patterns: Patterns) -> Patterns:
+    if patterns is None:
+        return None
+    return [pattern_over_paths(pattern) for pattern in _paths.as_patterns(patterns)]

@@ -6,23 +6,30 @@ import builtins
 import os
 
 from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._keras_files import (
+from tfdeep._core._files import is_remote
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._keras import (
     KerasArchiveReader,
     ShardedKerasReader,
     open_hdf5,
 )
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._npz import NpzReader
-from tfdeep.checkpoints._reader import Reader, corrupt
-from tfdeep.checkpoints._remote import RemoteReader, is_remote
-from tfdeep.checkpoints._safetensors import SafetensorsReader, ShardedSafetensorsReader
-from tfdeep.checkpoints._tf_checkpoint import TFCheckpointReader, checkpoint_prefix
-from tfdeep.checkpoints._torch import (
+from tfdeep.checkpoints._readers._npz import NpzReader
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._remote import RemoteReader
+from tfdeep.checkpoints._readers._safetensors import (
+    SafetensorsReader,
+    ShardedSafetensorsReader,
+)
+from tfdeep.checkpoints._readers._tf_checkpoint import (
+    TFCheckpointReader,
+    checkpoint_prefix,
+)
+from tfdeep.checkpoints._readers._torch import (
     TorchReader,
     is_legacy_torch,
     legacy_torch_error,
 )
-from tfdeep.checkpoints._zip import member_names
+from tfdeep.checkpoints._readers._zip import member_names
 from tfdeep.errors import UnknownFormatError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -35,7 +42,7 @@ _KINDS = {
     ".pt": TorchReader.format,
     ".pth": TorchReader.format,
 }
-_MEMBERS = 64  # to look at, to tell what an archive is
+_MEMBERS = 64  # that are looked at to tell what an archive is
 
 
 def open(
@@ -68,7 +75,7 @@ object-based), a directory that holds one, a SavedModel directory |
         A reader with `variables`, `read(name)` and `integrity`.
 
     Raises:
-        UnknownFormatError: If it is none of these.
+        UnknownFormatError: If it is in none of these formats.
         CorruptFileError: If it is damaged or cut short.
         UnsafeFileError: If it points outside itself, or would run code.
         LimitError: If it declares more than `limits`.
@@ -126,14 +133,15 @@ def _open_file(path: str, limits: Limits | None) -> Reader:
         return SafetensorsReader(path, limits)
     for suffix, kind in _KINDS.items():
         if path.endswith(suffix):
-            raise corrupt(path, kind, "it does not begin like one")
+            checks = Checks(path, kind, limits or Limits())
+            raise checks.damaged("it does not begin like such a file")
     if start[8:9] == b"{":
         return SafetensorsReader(path, limits)
     raise _unknown(path, "an unknown kind of file")
 
 
 def _open_archive(path: str, limits: Limits | None) -> Reader:
-    """What is in an archive says what it is; its name decides where that fails."""
+    """Tells an archive by its members, or else by its name."""
     names = member_names(path, _MEMBERS)
     if any(name.endswith("data.pkl") for name in names):
         return TorchReader(path, limits)
@@ -156,7 +164,7 @@ def _unknown(
         what = "there is no such file"
     return UnknownFormatError(
         explain(
-            "This is no file of weights that tfdeep reads.",
+            "tfdeep cannot read this file as weights.",
             received=f"{path!r}: {what}",
             expected="a Keras `.weights.h5`, `.keras` or `.h5` file, a TensorFlow "
             "checkpoint's prefix or directory, a PyTorch `.pt`, a `.safetensors` or "

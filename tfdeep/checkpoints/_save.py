@@ -1,8 +1,7 @@
-"""Writes chosen variables of a model to a file, whole or not at all."""
+"""Writes chosen variables of a model to a file, completely or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -21,14 +20,15 @@ import tensorflow as tf
 from zlib_ng import zlib_ng
 
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._files import Directory, replaced
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, counted, human_bytes, render_table, shorten
+from tfdeep.checkpoints._invalid import invalid
+from tfdeep.checkpoints._matching import match_by_name
 from tfdeep.checkpoints._open import open as open_checkpoint
-from tfdeep.checkpoints._plan import make_plan
-from tfdeep.checkpoints._reader import bytes_of
-from tfdeep.checkpoints._safetensors import DIGEST, NAMES
+from tfdeep.checkpoints._readers._reader import bytes_of
+from tfdeep.checkpoints._readers._safetensors import DIGEST, NAMES
 from tfdeep.checkpoints._targets import Targets, find_targets
-from tfdeep.errors import InvalidArgumentError
 
 _MOST_ROWS = 40
 
@@ -64,8 +64,8 @@ def save_subset(
 ) -> SaveReport:
     """Writes chosen variables of a model to a file that `restore` reads.
 
-    Use it to keep the layers that are worth reusing. The file appears whole or not at
-    all: it is written beside its place, forced to the disk and renamed. It carries a
+    Use it to keep the layers that are worth reusing. The file appears complete or not
+    at all: it is written beside its place, forced to the disk and renamed. It carries a
     checksum of each tensor, so that `restore` finds damage.
 
     | path | |
@@ -102,13 +102,11 @@ that names it; `tf.train.load_checkpoint` reads it |
     target = os.fspath(path)
     suffix = next((s for s in _WRITERS if target.endswith(s)), None)
     if suffix is None:
-        raise InvalidArgumentError(
-            explain(
-                "`save_subset` does not know this kind of file.",
-                received=f"path={target!r}",
-                expected=f"a path that ends in one of {listing(_WRITERS)}",
-                fix="choose one of these; nothing was written",
-            )
+        raise invalid(
+            "`save_subset` does not know this kind of file.",
+            received=f"path={target!r}",
+            expected=f"a path that ends in one of {listing(_WRITERS)}",
+            fix="choose one of these",
         )
     if suffix != ".ckpt":  # which makes its directory
         _check_directory(target)
@@ -126,7 +124,7 @@ def _check_directory(path: str) -> None:
                 "The directory to write to does not exist.",
                 received=repr(path),
                 expected="a file in a directory that exists",
-                fix=f"make the directory {directory!r} first; nothing was written",
+                fix=f"make the directory {directory!r} first; nothing was changed",
             )
         )
 
@@ -153,14 +151,11 @@ def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
     values = _values(targets)
     unknown = [n for n, a in values.items() if a.dtype.name not in NAMES]
     if unknown or "__metadata__" in values:
-        raise InvalidArgumentError(
-            explain(
-                "A safetensors file cannot hold this.",
-                received=listing(unknown or ["__metadata__"]),
-                expected="real numbers under names other than '__metadata__'",
-                fix="leave it out with `exclude`, or write a `.ckpt`; nothing was "
-                "written",
-            )
+        raise invalid(
+            "A safetensors file cannot hold this.",
+            received=listing(unknown or ["__metadata__"]),
+            expected="real numbers under names other than '__metadata__'",
+            fix="leave it out with `exclude`, or write a `.ckpt`",
         )
     checksums = {name: _crc(array) for name, array in values.items()}
     header: dict[str, Any] = {"__metadata__": {DIGEST: json.dumps(checksums)}}
@@ -175,52 +170,46 @@ def _write_safetensors(model: Any, targets: Targets, path: str) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for array in values.values():
-                file.write(bytes_of(array))
-
-    _replace(path, write)
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in values.values():
+            file.write(bytes_of(array))
 
 
 def _write_npz(model: Any, targets: Targets, path: str) -> None:
     values = _values(targets)
     unknown = [name for name, array in values.items() if array.dtype.kind == "V"]
     if unknown:
-        raise InvalidArgumentError(
-            explain(
-                "NumPy's archives cannot hold this dtype.",
-                received=f"{values[unknown[0]].dtype.name} of {listing(unknown)}",
-                expected="dtypes of NumPy itself",
-                fix="write a `.safetensors` file; nothing was written",
-            )
+        raise invalid(
+            "NumPy's archives cannot hold this dtype.",
+            received=f"{values[unknown[0]].dtype.name} of {listing(unknown)}",
+            expected="dtypes of NumPy itself",
+            fix="write a `.safetensors` file",
         )
 
-    def write(temporary: str) -> None:
-        # `numpy.savez` has names of its own: `file`, `allow_pickle`.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in values.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-
-    _replace(path, write)
+    # `numpy.savez` reserves the names `file` and `allow_pickle`.
+    with (
+        replaced(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, array in values.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
     """Writes a new checkpoint into the directory, then has `checkpoint` name it."""
     if os.path.exists(path) and not os.path.isdir(path):
-        raise InvalidArgumentError(
-            explain(
-                "A TensorFlow checkpoint is several files, in a directory.",
-                received=f"{path!r}, which is a file",
-                expected="a directory, or nothing",
-                fix="choose another path; nothing was written",
-            )
+        raise invalid(
+            "A TensorFlow checkpoint is several files, in a directory.",
+            received=f"{path!r}, which is a file",
+            expected="a directory, or nothing",
+            fix="choose another path",
         )
     values = _values(targets)
-    os.makedirs(path, exist_ok=True)
-    old = set(os.listdir(path))
+    folder = Directory(path)
+    folder.make()
+    old = set(folder.names())
     number = 1 + max((_number(name) for name in old), default=0)
     name = f"weights-{number}"
     try:
@@ -230,25 +219,21 @@ def _write_checkpoint(model: Any, targets: Targets, path: str) -> None:
             shape_and_slices=[""] * len(values),
             tensors=list(values.values()),
         )
-        new = sorted(set(os.listdir(path)) - old)
+        new = sorted(set(folder.names()) - old)
         for file in new:
-            _force_to_disk(os.path.join(path, file))
+            with open(os.path.join(path, file), "rb+") as written:
+                os.fsync(written.fileno())
     except BaseException as error:
-        for file in set(os.listdir(path)) - old:
-            _remove(os.path.join(path, file))
+        for file in set(folder.names()) - old:
+            folder.remove(file)
         if isinstance(error, tf.errors.OpError):
             raise OSError(f"{path!r} cannot be written: {error.message}") from error
         raise
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(f'model_checkpoint_path: "{name}"\n')
-            file.write(f'all_model_checkpoint_paths: "{name}"\n')
-
-    _replace(os.path.join(path, "checkpoint"), write)
+    text = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    folder.write("checkpoint", [text.encode()])
     for file in old:
         if _number(file):
-            _remove(os.path.join(path, file))
+            folder.remove(file)
 
 
 def _number(file: str) -> int:
@@ -258,8 +243,8 @@ def _number(file: str) -> int:
 
 
 def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
-    # HDF5 may crash the process when a disk is full: the file is made in memory, and
-    # there is to be room for what Keras writes.
+    # HDF5 may crash the process when a disk is full: so the file is made in memory, and
+    # there must be room for what Keras writes.
     with tempfile.TemporaryDirectory(prefix="tfdeep-") as directory:
         _check_room(directory, model)
         whole = os.path.join(directory, "whole.weights.h5")
@@ -273,11 +258,8 @@ def _write_keras_weights(model: Any, targets: Targets, path: str) -> None:
             target.flush()
             image = target.id.get_file_image()
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            file.write(image)
-
-    _replace(path, write)
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        file.write(image)
 
 
 def _check_room(directory: str, model: Any) -> None:
@@ -289,35 +271,31 @@ def _check_room(directory: str, model: Any) -> None:
 def _datasets(targets: Targets, whole: str) -> set[str]:
     """Where Keras has put the wanted variables in a file of all of them."""
     with open_checkpoint(whole) as reader:
-        plan = make_plan(targets.wanted, reader.variables)
-        unfit = [*plan.missing, *(mismatch.path for mismatch in plan.mismatched)]
+        matching = match_by_name(targets.wanted, reader.variables)
+        unfit = [*matching.missing, *(m.path for m in matching.mismatched)]
         if unfit:
-            raise InvalidArgumentError(
-                explain(
-                    "Keras does not write these variables where their layers are.",
-                    received=listing(unfit),
-                    expected="layers that save their variables as they are",
-                    fix="write a `.safetensors` file; nothing was written",
-                )
+            raise invalid(
+                "Keras does not write these variables where their layers are.",
+                received=listing(unfit),
+                expected="layers that save their variables as they are",
+                fix="write a `.safetensors` file",
             )
-        kept = {reader.info(match.source).location for match in plan.matched}
+        kept = {reader.info(match.source).location for match in matching.matched}
         left = {info.location for info in reader.variables} - kept
     layers = {place.rpartition("/")[0] for place in kept}
     parted = sorted({place.rpartition("/")[0] for place in left} & layers)
     if parted:
-        raise InvalidArgumentError(
-            explain(
-                "Keras' files of weights hold whole layers.",
-                received=f"only some of the variables in {listing(parted)}",
-                expected="patterns over layers, such as 'hidden[12]'",
-                fix="write a `.safetensors` file; nothing was written",
-            )
+        raise invalid(
+            "A `.weights.h5` file holds whole layers.",
+            received=f"only some of the variables in {listing(parted)}",
+            expected="patterns over layers, such as 'hidden[12]'",
+            fix="write a `.safetensors` file",
         )
     return kept
 
 
 def _copy_group(source: Any, target: Any, kept: set[str]) -> None:
-    """Copies what leads to the kept datasets; equal layers are counted anew.
+    """Copies the groups around the kept datasets, and counts layers of a class anew.
 
     Keras numbers the layers of a class in their order: `dense`, `dense_1`.
     """
@@ -357,45 +335,3 @@ _WRITERS: Mapping[str, Callable[[Any, Targets, str], None]] = {
     ".npz": _write_npz,
     ".ckpt": _write_checkpoint,
 }
-
-
-# Files.
-
-
-def _replace(path: str, write: Callable[[str], None]) -> None:
-    """Has `write` make a file, and puts it in the place of `path` when it is whole."""
-    directory = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{os.path.basename(path)}.", dir=directory
-    )
-    os.close(handle)
-    try:
-        write(temporary)
-        _force_to_disk(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
-    _force_to_disk(directory)
-
-
-def _force_to_disk(path: str) -> None:
-    if os.path.isdir(path) and os.name == "nt":
-        return  # directories cannot be opened there
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)

@@ -1,12 +1,12 @@
-"""The variables of a model that want values, and the names to look for."""
+"""The variables of a model to fill, and the names to look for."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,26 +15,21 @@ from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._variables import ModelVariable
-from tfdeep.checkpoints._plan import Target, Transform
-from tfdeep.checkpoints._reader import TensorInfo
-from tfdeep.checkpoints._torch_layout import recipes
-from tfdeep.errors import InvalidArgumentError, ModelError
-
-if TYPE_CHECKING:
-    from tfdeep.checkpoints._restore import RestoreReport
+from tfdeep.checkpoints._invalid import invalid
+from tfdeep.checkpoints._matching import Target, Transform
+from tfdeep.checkpoints._readers._tensors import TensorInfo, path_of
+from tfdeep.checkpoints._report import RestoreReport, Steps
+from tfdeep.checkpoints._torch_layout import Conversion, recipes
+from tfdeep.errors import ModelError
 
 _OPTIMIZER = "optimizer/"
-LAYOUTS = (None, "torch")
 
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The variables to fill.
+    """The variables to fill, and those of the model that are not wanted.
 
-    Attributes:
-        wanted: What to look for, in the model's order.
-        variables: The `keras.Variable`s by path, of the whole model.
-        others: Those of the model that are not wanted.
+    `variables` has the `keras.Variable`s of the whole model, by path.
     """
 
     wanted: tuple[Target, ...]
@@ -48,7 +43,7 @@ class Targets:
         if the file is of the same model: as many of the optimizer, all the others, and
         the layers of each kind in the model's order.
         """
-        numbered = [t for t in tensors if t.name.startswith(_OPTIMIZER)]
+        numbered = [t for t in tensors if t.path.startswith(_OPTIMIZER)]
         slots = [t for t in (*self.wanted, *self.others) if t.slot is not None]
         is_same = (
             len(numbered) == len(slots)
@@ -68,47 +63,45 @@ class Targets:
             for t in self.wanted
         )
 
-    def as_planned(self, plan: RestoreReport | str, separator: str) -> Targets:
-        """The wanted ones, by the names that an earlier report gives."""
-        entries = entries_of(plan, separator)
+    def as_planned(self, entries: Mapping[str, Planned]) -> Targets:
+        """The wanted ones, by the names in the file that a plan gives."""
         by_path = {target.path: target for target in self.wanted}
         unknown = [path for path in entries if path not in by_path]
         if unknown:
-            raise InvalidArgumentError(
-                explain(
-                    "The plan fills variables that the model lacks or that are not "
-                    "selected.",
-                    received=listing(unknown),
-                    expected="variables of the model",
-                    fix="make a new plan with `dry_run=True`; nothing was changed",
-                )
+            raise invalid(
+                "The plan fills variables that the model lacks or that are not "
+                "selected.",
+                received=listing(unknown),
+                expected="variables of the model",
+                fix="make a new plan with `plan_restore`",
             )
         wanted = [
             dataclasses.replace(
                 by_path[path],
-                names=names if len(names) == 1 else (),
+                names=planned.sources if len(planned.sources) == 1 else (),
                 recipes=tuple(
-                    dataclasses.replace(recipe, sources=names)
+                    dataclasses.replace(recipe, sources=planned.sources)
                     for recipe in by_path[path].recipes
-                    if len(recipe.sources) == len(names) and recipe.note in note
+                    if len(recipe.sources) == len(planned.sources)
+                    and recipe.conversion == planned.steps.conversion
                 ),
             )
-            for path, (names, note) in entries.items()
+            for path, planned in entries.items()
         ]
         return dataclasses.replace(self, wanted=tuple(wanted))
 
 
 def _are_in_order(tensors: Sequence[TensorInfo], paths: Sequence[str]) -> bool:
-    """Whether the layers that a Keras 3 file counts are counted as the model has them.
+    """Whether a Keras 3 file numbers its layers in the order of the model.
 
     `layers/dense`, `layers/dense_1`, ... are the dense layers in their order.
     """
     place: dict[str, int] = {}
     for path in paths:
-        place.setdefault(path.rpartition("/")[0], len(place))
+        place.setdefault(path_of(path).rpartition("/")[0], len(place))
     counted: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
     for tensor in tensors:
-        layer = tensor.name.rpartition("/")[0]
+        layer = tensor.path.rpartition("/")[0]
         kind, _, number = tensor.location.rpartition("/vars/")[0].rpartition("_")
         if not (kind and number.isdigit()):
             kind, number = tensor.location.rpartition("/vars/")[0], "0"
@@ -118,27 +111,30 @@ def _are_in_order(tensors: Sequence[TensorInfo], paths: Sequence[str]) -> bool:
     return all(order == sorted(order) for order in orders)
 
 
-def entries_of(
-    plan: RestoreReport | str, separator: str
-) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Of each path in a plan, the names in the file and the note."""
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """How a plan fills one variable: from which paths in the file, by which steps."""
+
+    sources: tuple[str, ...]
+    steps: Steps
+
+
+def planned_entries(plan: RestoreReport | str) -> dict[str, Planned]:
+    """What a plan says of each variable, by its path."""
     try:
         values = json.loads(plan) if isinstance(plan, str) else plan.to_dict()
-        return {
-            entry["path"]: (
-                tuple(name.replace(separator, "/") for name in entry["sources"]),
-                str(entry["note"]),
-            )
-            for entry in values["restored"]
-        }
+        found = {}
+        for entry in values["restored"]:
+            steps = Steps(**entry["steps"])
+            steps = dataclasses.replace(steps, conversion=Conversion(steps.conversion))
+            found[entry["path"]] = Planned(tuple(map(path_of, entry["sources"])), steps)
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgumentError(
-            explain(
-                f"This is no plan: {error!r}.",
-                received=f"plan={str(plan)[:60]!r}",
-                expected="a report of `tfdeep.restore`, or what its `to_json()` gave",
-                fix="make one with `dry_run=True`; nothing was changed",
-            )
+        raise invalid(
+            f"This is not a plan: {error!r}.",
+            received=f"plan={str(plan)[:60]!r}",
+            expected="what `tfdeep.plan_restore` returned, or its `to_json()`",
+            fix="make one with `plan_restore`",
         ) from error
 
 
@@ -151,15 +147,12 @@ def find_targets(
     optimizer: bool = False,
 ) -> Targets:
     """The variables of a model that patterns select."""
-    if layout not in LAYOUTS:
-        raise InvalidArgumentError(
-            explain(
-                "`restore` does not know this layout.",
-                received=f"layout={layout!r}",
-                expected='None or "torch"',
-                fix='layout="torch" reads what PyTorch\'s modules wrote; nothing was '
-                "changed",
-            )
+    if layout not in (None, "torch"):
+        raise invalid(
+            "This layout is not known.",
+            received=f"layout={layout!r}",
+            expected='None or "torch"',
+            fix='pass layout="torch" for a file that PyTorch wrote',
         )
     variables = _variables.model_variables(model)
     targets = _layer_targets(model, variables, layout)
@@ -203,7 +196,7 @@ def _layer_targets(
         targets.append(
             Target(
                 path=v.path,
-                names=tuple(dict.fromkeys(names)),
+                names=tuple(dict.fromkeys(map(path_of, names))),
                 shape=tuple(v.variable.shape),
                 dtype=str(v.variable.dtype),
                 layer_class=type(v.layer).__name__,
@@ -245,10 +238,13 @@ def _slots(model: Any) -> list[tuple[Target, Any]]:
         (
             Target(
                 path=_OPTIMIZER + variable.path,
-                names=(
-                    _OPTIMIZER + variable.path,
-                    variable.path,
-                    *_names_in_keras_2(variable, model),
+                names=tuple(
+                    path_of(name)
+                    for name in (
+                        _OPTIMIZER + variable.path,
+                        variable.path,
+                        *_names_in_keras_2(variable, model),
+                    )
                 ),
                 shape=tuple(variable.shape),
                 dtype=str(variable.dtype),
@@ -302,12 +298,10 @@ def _check_unique(paths: Sequence[str]) -> None:
     count = collections.Counter(paths)
     repeated = [path for path, n in count.items() if n > 1]
     if repeated:
-        raise InvalidArgumentError(
-            explain(
-                "Two variables of the model have the same path; a file cannot say "
-                "which is meant.",
-                received=listing(repeated),
-                expected="a different path for each variable",
-                fix="give the layers different names; nothing was changed",
-            )
+        raise invalid(
+            "Two variables of the model have the same path; a file cannot say "
+            "which is meant.",
+            received=listing(repeated),
+            expected="a different path for each variable",
+            fix="give the layers different names",
         )

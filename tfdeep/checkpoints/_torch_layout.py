@@ -1,11 +1,13 @@
-"""How PyTorch names and lays out the parameters of the layers that Keras has too.
+"""How PyTorch names and lays out the parameters of the layers that Keras has, too.
 
-Pure: it sees a variable's path, shape and layer, never a file.
+It sees a variable's path, shape and layer, never a file. "Layout" means the order of
+the axes and gates in a weight, as in `layout="torch"`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,27 +21,41 @@ from tfdeep._keras._variables import ModelVariable
 Convert = Callable[..., np.ndarray]
 
 
+class Conversion(str, enum.Enum):
+    """How a parameter of PyTorch becomes a weight of Keras."""
+
+    NONE = "none"
+    TRANSPOSED = "transposed"
+    SPLIT = "split_into_axes"
+    CHANNELS_LAST = "channels_last"
+    DEPTHWISE = "depthwise"
+    BROADCAST = "broadcast"
+    HEADS = "heads"
+    THIRD = "third_of_projection"
+    GATES = "gates"
+    SUM_OF_BIASES = "sum_of_biases"
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """One way to make a variable's values from what a PyTorch module saved.
 
-    Attributes:
-        sources: Names in the file, with "/" between components: ("fc1/weight",).
-        convert: Takes one array per source and returns the array that Keras wants;
-            raises ValueError if their shapes cannot be those of such a module.
-        note: What it does, in words.
+    `convert` takes one array for each path of `sources` and returns the array that
+    Keras wants; it raises ValueError if their shapes cannot be those of such a module.
+    `note` describes the conversion in words.
     """
 
     sources: tuple[str, ...]
     convert: Convert
-    note: str
+    conversion: Conversion = Conversion.NONE
+    note: str = ""
 
 
 def recipes(variable: ModelVariable, owners: Sequence[Any]) -> tuple[Recipe, ...]:
     """The recipes that might fill a variable, best first.
 
-    The torch module is expected to have the name of the Keras layer, and to stand in
-    modules named like the layers around it. A dot in a Keras name counts as "/".
+    The torch module is expected to have the name of the Keras layer, inside modules
+    named like the layers around it. A dot in a Keras name counts as "/".
 
     Args:
         variable: The variable.
@@ -59,7 +75,7 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
     """For the `Dense` layer behind a `Flatten` of images.
 
     PyTorch flattens an image channel by channel, Keras pixel by pixel, so the rows of
-    the kernel stand in another order. Names do not tell where that is the case.
+    the kernel are in another order. Names do not tell where this happens.
 
     Args:
         shape: Height, width and channels of what is flattened, as Keras has it.
@@ -69,7 +85,7 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
         PyTorch's C, H, W to Keras' H, W, C.
 
     Raises:
-        ValueError: By that function, for a kernel of another shape.
+        ValueError: The function raises it for a kernel of another shape.
 
     Example:
 
@@ -92,15 +108,11 @@ def flattened(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a variable stands.
+    """Where a variable is in a model.
 
-    Attributes:
-        name: The variable's own name.
-        shape: Its shape.
-        layer: The layer that owns it.
-        parts: The names of the layers from the model inwards, down to that layer.
-        around: The layers around that layer, innermost first; the layer `around[i]`
-            has the name `parts[-2 - i]`.
+    `parts` are the names of the layers from the model inwards, down to the layer that
+    owns it. `around` are the layers around that one, innermost first: `around[i]` has
+    the name `parts[-2 - i]`.
     """
 
     name: str
@@ -127,10 +139,10 @@ class _Place:
             found.append(self.parts[:-1])
         return found
 
-    def recipe(self, parameter: str, convert: Convert, note: str = "") -> list[Recipe]:
+    def recipe(self, parameter: str, convert: Convert, *how: Any) -> list[Recipe]:
         """Recipes that fill the variable from one parameter of the module."""
         return [
-            Recipe((_join(module, parameter),), convert, note)
+            Recipe((_join(module, parameter),), convert, *how)
             for module in self.modules()
         ]
 
@@ -141,10 +153,6 @@ def _join(module: Iterable[str], parameter: str) -> str:
 
 def _as_it_is(values: np.ndarray) -> np.ndarray:
     return values
-
-
-def _permuted(axes: Sequence[int]) -> Convert:
-    return lambda values: values.transpose(axes)
 
 
 def _same(**parameters: str) -> Callable[[_Place], list[Recipe]]:
@@ -160,7 +168,7 @@ def _same(**parameters: str) -> Callable[[_Place], list[Recipe]]:
 
 def _dense(place: _Place) -> list[Recipe]:
     if place.name == "kernel":
-        return place.recipe("weight", _permuted((1, 0)), "transposed")
+        return place.recipe("weight", *_WEIGHT)
     return _bias(place)
 
 
@@ -171,12 +179,16 @@ def _conv(place: _Place) -> list[Recipe]:
     """Both the convolution (O, I, ...) and the transposed one (I, O, ...)."""
     if place.name != "kernel":
         return _bias(place)
-    rank = len(place.shape) - 2
-    axes = (*range(2, rank + 2), 1, 0)
-    spatial = "DHW"[-rank:]
+    spatial = "DHW"[2 - len(place.shape) :]
     channels = "IO" if isinstance(place.layer, _TRANSPOSED) else "OI"
     note = f"{channels}{spatial} to {spatial}{channels[::-1]}"
-    return place.recipe("weight", _permuted(axes), note)
+    return _channels_last(place, "weight", note)
+
+
+def _channels_last(place: _Place, parameter: str, note: str) -> list[Recipe]:
+    axes = (*range(2, len(place.shape)), 1, 0)
+    how = (Conversion.CHANNELS_LAST, note)
+    return place.recipe(parameter, lambda values: values.transpose(axes), *how)
 
 
 def _depthwise(place: _Place) -> list[Recipe]:
@@ -186,19 +198,17 @@ def _depthwise(place: _Place) -> list[Recipe]:
 
 
 def _separable(place: _Place) -> list[Recipe]:
-    """PyTorch has no such layer; by custom it is two, named as Keras names kernels."""
+    """PyTorch has no such layer; usually it is two, named as Keras names kernels."""
     if place.name == "depthwise_kernel":
         return place.recipe(*_depthwise_kernel("depthwise/weight", place.shape))
     if place.name == "pointwise_kernel":
-        rank = len(place.shape) - 2
-        axes = (*range(2, rank + 2), 1, 0)
-        return place.recipe("pointwise/weight", _permuted(axes), "OI1 to 1IO")
+        return _channels_last(place, "pointwise/weight", "OI1 to 1IO")
     return _same(bias="pointwise/bias")(place)
 
 
 def _depthwise_kernel(
     parameter: str, shape: tuple[int, ...]
-) -> tuple[str, Convert, str]:
+) -> tuple[str, Convert, Conversion, str]:
     channels, multiplier = shape[-2:]
 
     def convert(values: np.ndarray) -> np.ndarray:
@@ -209,7 +219,8 @@ def _depthwise_kernel(
         kernel = values.reshape(channels, multiplier, *values.shape[2:])
         return np.moveaxis(kernel, (0, 1), (-2, -1))
 
-    return parameter, convert, "one filter per channel, channels last"
+    note = "one filter per channel, channels last"
+    return parameter, convert, Conversion.DEPTHWISE, note
 
 
 def _prelu(place: _Place) -> list[Recipe]:
@@ -221,7 +232,8 @@ def _prelu(place: _Place) -> list[Recipe]:
             raise ValueError(f"shape {values.shape}, not one slope per channel")
         return np.broadcast_to(values, place.shape)
 
-    return place.recipe("weight", convert, "one slope per channel, or one for all")
+    note = "one slope per channel, or one for all"
+    return place.recipe("weight", convert, Conversion.BROADCAST, note)
 
 
 def _einsum(place: _Place) -> list[Recipe]:
@@ -236,20 +248,23 @@ def _einsum_dense(place: _Place) -> list[Recipe]:
         return []
     summed, kept = axes
     if place.name == "kernel":
-        is_plain = len(summed) == len(kept) == 1
-        note = "transposed" if is_plain else "transposed and split into axes"
-        return place.recipe("weight", _linear(place.shape, len(summed)), note)
+        how = (Conversion.SPLIT, "transposed and split into axes")
+        if len(summed) == len(kept) == 1:
+            how = (Conversion.TRANSPOSED, "transposed")
+        return place.recipe("weight", _linear(place.shape, len(summed)), *how)
     if place.name == "bias" and sorted(place.layer.bias_axes or "") == sorted(kept):
-        note = "" if len(kept) == 1 else "split into axes"
-        return place.recipe("bias", _reshaped(place.shape), note)
+        if len(kept) == 1:
+            return place.recipe("bias", _reshaped(place.shape))
+        how = (Conversion.SPLIT, "split into axes")
+        return place.recipe("bias", _reshaped(place.shape), *how)
     return []
 
 
 def _linear_axes(equation: str) -> tuple[str, str] | None:
     """The axes of the kernel that are summed over, and the others.
 
-    None if the layer is no linear one: there the last axes of the input are summed
-    over the first of the kernel, and the others of the kernel end the output.
+    None if the layer is not linear. In a linear one, the last axes of the input are
+    summed over the first axes of the kernel, and its other axes end the output.
     """
     match = re.fullmatch(r"([\w.]+),(\w+)->([\w.]+)", equation.replace(" ", ""))
     if match is None:
@@ -297,25 +312,25 @@ def _attention(place: _Place) -> list[Recipe]:
     is_kernel = place.name == "kernel"
     linear = _linear(place.shape, len(axes[0]))
     convert = linear if is_kernel else _reshaped(place.shape)
-    note = "transposed and split into heads" if is_kernel else "split into heads"
     parameter = "weight" if is_kernel else "bias"
     if role == "attention_output":
-        note = "transposed, heads joined" if is_kernel else ""
-        return [Recipe((_join(module, f"out_proj/{parameter}"),), convert, note)]
+        how = (Conversion.HEADS, "transposed, heads joined") if is_kernel else ()
+        return [Recipe((_join(module, f"out_proj/{parameter}"),), convert, *how)]
     if role not in _THIRDS:
         return []
     number, letter = _THIRDS.index(role), role[0]
+    note = "transposed and split into heads" if is_kernel else "split into heads"
     names = [f"{letter}_proj/{parameter}"]
     if is_kernel:
         names.insert(0, f"{letter}_proj_weight")
-    return [
-        Recipe(
-            (_join(module, f"in_proj_{parameter}"),),
-            lambda values: convert(_block(values, 3, number)),
-            f"{role}'s third, {note}",
-        ),
-        *(Recipe((_join(module, name),), convert, note) for name in names),
-    ]
+    third = Recipe(
+        (_join(module, f"in_proj_{parameter}"),),
+        lambda values: convert(_block(values, 3, number)),
+        Conversion.THIRD,
+        f"{role}'s third, {note}",
+    )
+    heads = (convert, Conversion.HEADS, note)
+    return [third, *(Recipe((_join(module, name),), *heads) for name in names)]
 
 
 _THIRDS = ("query", "key", "value")
@@ -338,11 +353,12 @@ def _recurrent(place: _Place) -> list[Recipe]:
         parts = _LSTM_OR_SIMPLE
     if place.name not in parts:
         return []
-    names, convert, note = parts[place.name]
-    return [
-        Recipe(tuple(_join(module, f"{n}{suffix}") for n in names), convert, note)
-        for module, suffix in _recurrent_modules(place)
-    ]
+    names, convert, conversion, note = parts[place.name]
+    found = []
+    for module, suffix in _recurrent_modules(place):
+        sources = tuple(_join(module, f"{name}{suffix}") for name in names)
+        found.append(Recipe(sources, convert, conversion, note))
+    return found
 
 
 def _recurrent_modules(place: _Place) -> list[tuple[tuple[str, ...], str]]:
@@ -388,18 +404,21 @@ def _gated_biases(of_input: np.ndarray, of_state: np.ndarray) -> np.ndarray:
     return np.stack([_gates(of_input), _gates(of_state)])
 
 
-_Parts = dict[str, tuple[tuple[str, ...], Convert, str]]
+_Parts = dict[str, tuple[tuple[str, ...], Convert, Conversion, str]]
+_BIASES = ("bias_ih", "bias_hh")
+_WEIGHT = (_transposed, Conversion.TRANSPOSED, "transposed")
 # The order of an LSTM's gates is the same: i f g o, which Keras calls i f c o.
 _LSTM_OR_SIMPLE: _Parts = {
-    "kernel": (("weight_ih",), _transposed, "transposed"),
-    "recurrent_kernel": (("weight_hh",), _transposed, "transposed"),
-    "bias": (("bias_ih", "bias_hh"), _sum, "sum of both biases"),
+    "kernel": (("weight_ih",), *_WEIGHT),
+    "recurrent_kernel": (("weight_hh",), *_WEIGHT),
+    "bias": (_BIASES, _sum, Conversion.SUM_OF_BIASES, "sum of both biases"),
 }
 _GATES = "gates r z n to z r h"
+_GATED = (lambda w: _gates(w).transpose(1, 0), Conversion.GATES, _GATES)
 _GRU: _Parts = {
-    "kernel": (("weight_ih",), lambda w: _gates(w).transpose(1, 0), _GATES),
-    "recurrent_kernel": (("weight_hh",), lambda w: _gates(w).transpose(1, 0), _GATES),
-    "bias": (("bias_ih", "bias_hh"), _gated_biases, f"both biases, {_GATES}"),
+    "kernel": (("weight_ih",), *_GATED),
+    "recurrent_kernel": (("weight_hh",), *_GATED),
+    "bias": (_BIASES, _gated_biases, Conversion.GATES, f"both biases, {_GATES}"),
 }
 
 

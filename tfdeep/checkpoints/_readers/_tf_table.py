@@ -1,9 +1,9 @@
 """Reader for sorted tables of keys and values, in which TensorFlow keeps checkpoints.
 
-A table is the format of LevelDB: blocks of keys and values in order, a block that
-lists the blocks, and a footer that says where that one is. TensorFlow's own reader
-trusts what is inside a block with the right checksum, and ends the process if that was
-wrong to do. Here everything is checked before it is used.
+A table has the format of LevelDB: blocks of sorted keys and values, a block that lists
+the blocks, and a footer that says where that one is. TensorFlow's own reader trusts
+what is inside a block with the right checksum, and aborts the process if it should not
+have. Here everything is checked before it is used.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from typing import cast
 import google_crc32c
 import numpy as np
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Closeable, corrupt
-from tfdeep.errors import CheckpointError, UnknownFormatError
+from tfdeep.checkpoints._readers._checks import Checks
+from tfdeep.checkpoints._readers._reader import Closeable
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 
@@ -32,42 +30,40 @@ _ALL_BITS = 0xFFFFFFFF
 
 
 class Table(Closeable):
-    """A sorted table: an iterable of its keys and values, and a mapping of them."""
+    """A sorted table: an iterable of its keys and values, and a mapping of them.
 
-    def __init__(self, source: str, path: str, kind: str, limits: Limits) -> None:
-        """Opens a table.
+    Args:
+        path: The file.
+        checks: The checks of the checkpoint.
+    """
 
-        Args:
-            source: What the user asked for, for messages.
-            path: The file.
-            kind: What kind of file it is, in words.
-            limits: How large it may be.
-        """
-        self.source, self.kind, self.limits = source, kind, limits
+    def __init__(self, path: str, checks: Checks) -> None:
+        self._checks = checks
         # A key holds at most a name and the bounds of a slice.
+        limits = checks.limits
         self._longest_key = 2 * limits.name_bytes + 20 * limits.rank + 32
         self._cached: tuple[int, dict[bytes, bytes]] = (-1, {})
         try:
             self._file = open(path, "rb")  # noqa: SIM115 - close() closes it
         except OSError as error:
-            raise self.damaged(error) from error
+            raise checks.damaged(error) from error
         with self.closed_on_error():
             self._list()
 
     def _list(self) -> None:
         self.size = os.fstat(self._file.fileno()).st_size
         if self.size < _FOOTER:
-            raise self.damaged("it ends too soon")
+            raise self._checks.damaged("it ends too soon")
         footer = self._bytes(self.size - _FOOTER, _FOOTER)
         if not footer.endswith(MAGIC):
-            raise self.damaged("it does not end like one")
+            raise self._checks.damaged("it does not end like such a file")
         at = 0
         handles = []
         for _ in range(2):
             offset, at = self._varint(footer, at, _FOOTER - len(MAGIC))
             size, at = self._varint(footer, at, _FOOTER - len(MAGIC))
             self._check_place(offset, size)
-            self.limits.check_count(self.source, "header_bytes", size)
+            self._checks.count("header_bytes", size)
             handles.append((offset, size))
         self._block(*handles[0])  # lists filters, which TensorFlow does not write
         self._separators: list[bytes] = []
@@ -78,7 +74,7 @@ class Table(Closeable):
             offset, at = self._varint(value, 0, len(value))
             size, at = self._varint(value, at, len(value))
             if at != len(value) or offset < begin:
-                raise self.damaged("its blocks are not in order")
+                raise self._checks.damaged("its blocks are not in order")
             begin = offset + size + _TRAILER
             self._separators.append(key)
             self._handles.append((offset, size))
@@ -89,14 +85,14 @@ class Table(Closeable):
             for key, value in self._entries_of(number):
                 count += 1
                 # The header is an entry, too.
-                self.limits.check_count(self.source, "tensors", count - 1)
+                self._checks.count("tensors", count - 1)
                 total = self._add(total, key, value)
                 yield key, value
 
     def _add(self, total: int, key: bytes, value: bytes) -> int:
-        """Counts what keys and values take: few bytes can stand for a long key."""
+        """Adds up bytes of keys and values: a few bytes can encode a long key."""
         total += len(key) + len(value)
-        self.limits.check_count(self.source, "header_bytes", total)
+        self._checks.count("header_bytes", total)
         return total
 
     def get(self, key: bytes) -> bytes | None:
@@ -114,32 +110,30 @@ class Table(Closeable):
         key = None
         for key, value in self._entries(self._block(*self._handles[number])):
             if number and key <= self._separators[number - 1]:
-                raise self.damaged("its keys are not in order")
+                raise self._checks.damaged("its keys are not in order")
             yield key, value
         if key is None or key > self._separators[number]:
-            raise self.damaged("its keys are not in order")
+            raise self._checks.damaged("its keys are not in order")
 
     def _check_place(self, offset: int, size: int) -> None:
         if offset + size + _TRAILER > self.size - _FOOTER:
-            raise self.damaged("a block lies outside of the file")
+            raise self._checks.damaged("a block lies outside of the file")
 
     def _block(self, offset: int, size: int) -> bytes:
         self._check_place(offset, size)
         content = self._bytes(offset, size + _TRAILER)
         stored = int.from_bytes(content[-4:], "little")
         if masked(crc32c(memoryview(content)[:-4])) != stored:
-            raise self.damaged("a block has another checksum")
+            raise self._checks.damaged("a block does not match its checksum")
         if content[size] == _SNAPPY:
-            raise UnknownFormatError(
-                explain(
-                    f"This {self.kind} is compressed.",
-                    received=f"{self.source!r}: a block compressed with Snappy",
-                    expected="blocks without compression, as TensorFlow writes them",
-                    fix="restore and save it with TensorFlow; nothing was changed",
-                )
+            raise self._checks.unknown(
+                f"This {self._checks.kind} is compressed.",
+                "a block compressed with Snappy",
+                "blocks without compression, as TensorFlow writes them",
+                "restore and save it with TensorFlow",
             )
         if content[size] != _PLAIN:
-            raise self.damaged(f"a block of the unknown kind {content[size]}")
+            raise self._checks.damaged(f"a block of unknown kind {content[size]}")
         return content[:size]
 
     def _bytes(self, offset: int, count: int) -> bytes:
@@ -147,21 +141,21 @@ class Table(Closeable):
             self._file.seek(offset)
             content = self._file.read(count)
         except OSError as error:
-            raise self.damaged(error) from error
+            raise self._checks.damaged(error) from error
         if len(content) != count:
-            raise self.damaged("it ends too soon")
+            raise self._checks.damaged("it ends too soon")
         return content
 
     def _entries(self, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of a block, whose keys leave out what they begin with alike."""
+        """The entries of a block; a key omits what it shares with the one before."""
         count = int.from_bytes(content[-4:], "little")
         end = len(content) - 4 - 4 * count
         if count < 1 or end < 0:
-            raise self.damaged("a block is shorter than it says")
+            raise self._checks.damaged("a block is shorter than it says")
         restarts = np.frombuffer(content, "<u4", count, end).tolist()
         if restarts[0]:
-            raise self.damaged("a block does not begin with an entry")
-        # Blocks without entries have one restart all the same.
+            raise self._checks.damaged("a block does not begin with an entry")
+        # Even a block without entries has one restart.
         expected = 0 if restarts == [0] and not end else count
         passed = at = 0
         key = b""
@@ -176,26 +170,22 @@ class Table(Closeable):
                 shared > (0 if is_restart or is_first else len(key))
                 or at + added + length > end
             ):
-                raise self.damaged("an entry is longer than its block")
+                raise self._checks.damaged("an entry is longer than its block")
             if shared + added > self._longest_key:
-                self.limits.check_count(self.source, "name_bytes", shared + added)
+                self._checks.count("name_bytes", shared + added)
             previous, key = key, key[:shared] + content[at : at + added]
             if not is_first and key <= previous:
-                raise self.damaged("its keys are not in order")
+                raise self._checks.damaged("its keys are not in order")
             at += added + length
             yield key, content[at - length : at]
         if passed != expected:
-            raise self.damaged("a block begins anew where it has no entry")
+            raise self._checks.damaged("a block restarts where no entry begins")
 
     def _varint(self, content: bytes, at: int, end: int) -> tuple[int, int]:
         try:
             return varint(content, at, end)
         except ValueError as error:
-            raise self.damaged(error) from error
-
-    def damaged(self, reason: object) -> CheckpointError:
-        """The error for a table that is not what it says."""
-        return corrupt(self.source, self.kind, reason)
+            raise self._checks.damaged(error) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -203,7 +193,7 @@ class Table(Closeable):
 
 
 def varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
-    """A number of seven bits to the byte, and where the next thing begins.
+    """Decodes a varint, seven bits to the byte; returns it and where it ends.
 
     Raises:
         ValueError: If it does not end before `end`, or not within 64 bits.
@@ -215,15 +205,15 @@ def varint(content: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
             if value >> 64:
                 break
             return value, index + 1
-    raise ValueError("a number in it has no end")
+    raise ValueError("a number in it does not end")
 
 
 def masked(crc: int) -> int:
-    """A checksum as it is stored: one of bytes that hold a checksum would be weak."""
+    """A checksum as it is stored: the CRC of data that contains CRCs is weak."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & _ALL_BITS
 
 
 def crc32c(content: bytes | memoryview | np.ndarray) -> int:
-    """The CRC-32C of some bytes."""
+    """The CRC-32C of bytes."""
     # An array serves as bytes, and takes no copy.
     return int(google_crc32c.value(cast("bytes", np.frombuffer(content, np.uint8))))

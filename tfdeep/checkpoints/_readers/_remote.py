@@ -1,10 +1,10 @@
-"""Reads files of weights from where `tf.io.gfile` can, by way of a copy."""
+"""Reads files of weights wherever `tf.io.gfile` can, through a local copy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable
 
@@ -12,15 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain
-from tfdeep.checkpoints._reader import Reader
+from tfdeep.checkpoints._readers._reader import Reader
 from tfdeep.errors import UnknownFormatError, UnsafeFileError
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path names a scheme, such as `gs://`."""
-    return _SCHEME.match(path) is not None
 
 
 class RemoteReader(Reader):
@@ -35,7 +28,7 @@ class RemoteReader(Reader):
     def __init__(
         self, source: str, is_allowed: bool, open_copy: Callable[[str], Reader]
     ) -> None:
-        super().__init__(source)
+        self.source = source
         if not is_allowed:
             raise UnsafeFileError(
                 explain(
@@ -46,11 +39,10 @@ class RemoteReader(Reader):
                 )
             )
         self._directory = tempfile.TemporaryDirectory(prefix="tfdeep-")
-        try:
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._directory.cleanup)
             self._reader = open_copy(_copy(source, self._directory.name))
-        except BaseException:
-            self._directory.cleanup()
-            raise
+            on_error.pop_all()
         self.format = self._reader.format
         self.integrity = self._reader.integrity
         self.variables = self._reader.variables
@@ -99,7 +91,7 @@ def _copy(source: str, directory: str) -> str:
 def _copy_shards(place: str, listing: str) -> None:
     """Copies the files that a copied list names, if they lie beside it.
 
-    What is wrong with the list is for its reader to say.
+    The reader of the list reports what is wrong with it.
     """
     with open(listing, "rb") as file:
         text = file.read()
@@ -116,6 +108,6 @@ def _missing(source: str, reason: str) -> UnknownFormatError:
             received=f"{source!r}: {reason}",
             expected="a file, a directory or the prefix of a checkpoint that "
             "`tf.io.gfile` reads",
-            fix="check the address and your rights; nothing was changed",
+            fix="check the address and your permissions; nothing was changed",
         )
     )

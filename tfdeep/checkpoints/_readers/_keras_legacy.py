@@ -16,7 +16,7 @@ these names, so they are brought into its form, with the layer's name in front:
 
 1. `:0` is dropped, and the number of a recurrent layer's cell, which Keras 3 does not
    count.
-2. What stands in front of the layer's name is dropped: the scope of the model.
+2. Anything in front of the layer's name is dropped: the scope of the model.
 3. A weight without the layer's name gets it in front: it belongs to a model within the
    model. But if all weights of the layer begin with one and the same other name, that
    name is replaced: the layer was renamed after it was built. (A model with a single
@@ -32,15 +32,16 @@ optimizer get `optimizer/` in front.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from tfdeep.checkpoints._hdf5 import Dataset, Listing, list_file, read_dataset
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
+from tfdeep.checkpoints._readers._checks import Limits
+from tfdeep.checkpoints._readers._hdf5 import Listing, list_file
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
 
 _ROOTS = ("", "model_weights")
 _TOP_LEVEL = "top_level_model_weights"
@@ -72,38 +73,44 @@ class LegacyKerasReader(Reader):
         self, source: str, limits: Limits | None = None, found: Listing | None = None
     ) -> None:
         super().__init__(source, limits)
-        self._found = found or list_file(source, self.limits, self.format)
+        self._found = found or list_file(self._checks)
         root = _root(self._found)
         if root is None:
-            reason = "it has no attribute 'layer_names'"
-            raise corrupt(source, self.format, reason)
+            raise self._checks.damaged("it has no attribute 'layer_names'")
         infos = []
         for layer in self._found.groups[root]["layer_names"]:
-            weights = self._weights(_inner(root, layer), is_required=True)
-            infos += _infos(weights, _names(layer, list(weights)))
-        top_level = self._weights(_inner(root, _TOP_LEVEL))
-        infos += _infos(top_level, [_plain(name) for name in top_level])
-        optimizer = self._weights(_OPTIMIZER)
-        infos += _infos(optimizer, [f"optimizer/{_plain(name)}" for name in optimizer])
+            group = _inner(root, layer)
+            if group not in self._found.groups:
+                raise self._checks.damaged(f"{group!r} is not there")
+            weights = self._weights(group)
+            names = _names(layer, [info.name for info in weights])
+            infos += [
+                dataclasses.replace(info, name=name)
+                for info, name in zip(weights, names, strict=True)
+            ]
+        others = ((_inner(root, _TOP_LEVEL), ""), (_OPTIMIZER, "optimizer/"))
+        for group, prefix in others:
+            infos += [
+                dataclasses.replace(info, name=prefix + _plain(info.name))
+                for info in self._weights(group)
+            ]
         self._accept(infos, self._found.window.size, self._found.expansion)
 
-    def _weights(self, group: str, is_required: bool = False) -> dict[str, Dataset]:
-        """The arrays of a group by their names in the file."""
-        if group not in self._found.groups:
-            if is_required:
-                raise corrupt(self.source, self.format, f"{group!r} is not there")
-            return {}
-        weights = {}
-        for name in self._found.groups[group]["weight_names"] or ():
+    def _weights(self, group: str) -> list[TensorInfo]:
+        """The arrays of a group under the names that it lists; none without it."""
+        weights: dict[str, TensorInfo] = {}
+        attributes = self._found.groups.get(group, {})
+        for name in attributes.get("weight_names") or ():
             path = _inner(group, name)
             if path not in self._found.datasets or name in weights:
                 reason = f"{path!r} is not there, or listed twice"
-                raise corrupt(self.source, self.format, reason)
-            weights[name] = self._found.datasets[path]
-        return weights
+                raise self._checks.damaged(reason)
+            info = self._found.datasets[path].info
+            weights[name] = dataclasses.replace(info, name=name)
+        return list(weights.values())
 
     def read(self, name: str) -> np.ndarray:
-        return read_dataset(self._found, self.info(name).location, self.limits)
+        return self._found.read(self.info(name).location)
 
 
 def is_legacy(found: Listing) -> bool:
@@ -113,9 +120,8 @@ def is_legacy(found: Listing) -> bool:
 
 def _root(found: Listing) -> str | None:
     """The group that lists the layers."""
-    groups: Mapping[str, Mapping[str, Any]] = found.groups
     for root in _ROOTS:
-        if root in groups and groups[root]["layer_names"] is not None:
+        if found.groups.get(root, {}).get("layer_names") is not None:
             return root
     return None
 
@@ -157,13 +163,6 @@ def _below(layer: str, name: str) -> str | None:
     if old and old[1] in _KERAS_1:
         return _KERAS_1[old[1]]
     return None
-
-
-def _infos(weights: Mapping[str, Dataset], names: Sequence[str]) -> list[TensorInfo]:
-    return [
-        TensorInfo(name, dataset.shape, dataset.dtype, dataset.path)
-        for name, dataset in zip(names, weights.values(), strict=True)
-    ]
 
 
 def _inner(group: str, name: str) -> str:

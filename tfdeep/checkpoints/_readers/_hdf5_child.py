@@ -1,12 +1,9 @@
-"""Lists and decodes HDF5 files in a process of its own.
+"""Lists and decodes HDF5 files in a process of its own, for `_hdf5`.
 
-On some damaged files the HDF5 library never returns and cannot be interrupted, and a
-small file can make it allocate without end. So it never runs in the process of the
-user: `_hdf5` starts this file as a script, limits it and ends it. The script needs
-only the standard library, h5py and NumPy.
-
-The file to read is the standard input; what to do is the first argument, in JSON. The
-answer is one line of JSON, and for a dataset its bytes, in little-endian order.
+It needs only the standard library, h5py and NumPy. The file to read is the standard
+input; what to do is the first argument, in JSON. The answers are lines of JSON:
+`{"progress": true}` while it works, then what was asked for or `{"fault": ...}`.
+Behind `{"bytes": n}` come n bytes of values, in little-endian order.
 """
 
 from __future__ import annotations
@@ -16,16 +13,16 @@ import json
 import math
 import os
 import sys
+import time
 from typing import Any
 
-DEEPEST = 64
-LONGEST_ANSWER = 64 << 20
+LONGEST_MESSAGE = 64 << 20
+_DEEPEST = 64
 _BLOCK = 32 << 20
 _LONGEST_REASON = 300
+_BETWEEN_SIGNS = 0.5  # seconds
 
-_TEXTS = ("name", "keras_version", "backend")
 _LISTS = ("layer_names", "weight_names")
-_CONFIGURATIONS = ("model_config", "training_config")
 
 # Bytes; where sign, exponent and mantissa begin and how long they are; exponent's bias.
 _FLOATS = {
@@ -39,22 +36,31 @@ _FLOATS = {
 
 
 class Fault(Exception):
-    """Why the file is refused: what the parent makes its own error of."""
+    """Why the file is refused; the parent makes its own error of the details."""
 
     def __init__(self, kind: str, **details: object) -> None:
         super().__init__(kind)
-        self.answer = {"kind": kind, **details}
+        self.details = {"kind": kind, **details}
 
 
 class Window(io.RawIOBase):
     """A part of an open file, to read only.
 
-    Reads leave the position of the descriptor alone, as the parent shares it.
+    Reads leave the position of the descriptor alone, as the parent shares it. Each is
+    progress, of which the parent is told now and then.
+
+    Args:
+        descriptor: The open file.
+        begin: Where the part begins.
+        size: How many bytes it has.
+        latest: The processor time at which to give up, where the system has no such
+            limit; in seconds.
     """
 
-    def __init__(self, descriptor: int, begin: int, size: int) -> None:
+    def __init__(self, descriptor: int, begin: int, size: int, latest: float) -> None:
         super().__init__()
         self._descriptor, self._begin, self._size = descriptor, begin, size
+        self._latest, self._last_sign = latest, time.monotonic()
         self._position = 0
 
     def readable(self) -> bool:
@@ -83,6 +89,7 @@ class Window(io.RawIOBase):
             view[done : done + len(part)] = part
             done += len(part)
         self._position = position + done
+        self._show_progress()
         return done
 
     def _read_at(self, offset: int, count: int) -> bytes:
@@ -90,6 +97,14 @@ class Window(io.RawIOBase):
             return os.pread(self._descriptor, count, offset)
         os.lseek(self._descriptor, offset, os.SEEK_SET)
         return os.read(self._descriptor, count)
+
+    def _show_progress(self) -> None:
+        if time.process_time() > self._latest:
+            _say({"fault": {"kind": "time"}})
+            os._exit(0)
+        if time.monotonic() - self._last_sign > _BETWEEN_SIGNS:
+            self._last_sign = time.monotonic()
+            _say({"progress": True})
 
 
 class Listing:
@@ -111,7 +126,7 @@ class Listing:
     def _add_group(self, group: Any, path: str, depth: int) -> None:
         from h5py import h5d, h5g, h5l, h5o
 
-        if depth > DEEPEST:
+        if depth > _DEEPEST:
             raise Fault("unsafe", reason="groups nested too deep", place=path)
         self._visit(group, path)
         self._count("members", len(self.groups) + 1)
@@ -130,7 +145,7 @@ class Listing:
                 self._count("tensors", len(self.datasets) + 1)
                 self.datasets.append({"path": place, **_dataset(inner, place)})
             else:
-                reason = "something else than groups and values"
+                reason = "something other than groups and values"
                 raise Fault("unsafe", reason=reason, place=place)
 
     def _visit(self, entry: Any, path: str) -> None:
@@ -138,7 +153,7 @@ class Listing:
 
         address = h5o.get_info(entry).addr
         if address in self._seen:
-            raise Fault("unsafe", reason="one thing in two places", place=path)
+            raise Fault("unsafe", reason="one object in two places", place=path)
         self._seen.add(address)
 
     def _count(self, name: str, count: int) -> None:
@@ -147,29 +162,20 @@ class Listing:
 
 
 def _group_attributes(group: Any, path: str) -> dict[str, Any]:
-    from h5py import h5a
-
     found: dict[str, Any] = {}
-    for name in _TEXTS:
-        if name == "name" and path.rpartition("/")[2] != "vars":
-            continue
-        text = _texts(group, name)
-        if text is not None and len(text) == 1:
-            found[name] = text[0]
+    if path.rpartition("/")[2] == "vars":
+        names = _texts(group, "name")
+        if names is not None and len(names) == 1:
+            found["name"] = names[0]
     for name in _LISTS:
         names = _texts(group, name)
         # A long list is split over several attributes.
         part = 0
-        while True:
-            more = _texts(group, f"{name}{part}")
-            if more is None:
-                break
+        while (more := _texts(group, f"{name}{part}")) is not None:
             names = (names or []) + more
             part += 1
         if names is not None:
             found[name] = names
-    for name in _CONFIGURATIONS:
-        found[f"has_{name}"] = bool(h5a.exists(group, name.encode()))
     return found
 
 
@@ -180,18 +186,21 @@ def _texts(entry: Any, name: str) -> list[str] | None:
     if not h5a.exists(entry, name.encode()):
         return None
     attribute = h5a.open(entry, name.encode())
-    kind, count = (
-        attribute.get_type(),
-        attribute.get_space().get_simple_extent_npoints(),
-    )
+    kind = attribute.get_type()
+    count = attribute.get_space().get_simple_extent_npoints()
     if count == 0:
         # An empty list is kept as an empty array of numbers.
         return []
     if kind.get_class() != h5t.STRING:
-        raise Fault("corrupt", reason=f"the attribute {name!r} is no text")
-    if count * kind.get_size() > LONGEST_ANSWER:
+        raise Fault("corrupt", reason=f"the attribute {name!r} is not text")
+    if count * kind.get_size() > LONGEST_MESSAGE:
         raise Fault("corrupt", reason=f"the attribute {name!r} is too long")
-    return [_text(value) for value in _values(attribute).reshape(-1)]
+    return [
+        value.decode("utf-8", "surrogateescape")
+        if isinstance(value, bytes)
+        else str(value)
+        for value in _values(attribute).reshape(-1)
+    ]
 
 
 def _values(attribute: Any) -> Any:
@@ -202,18 +211,12 @@ def _values(attribute: Any) -> Any:
     return values
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return str(value)
-
-
 def _dataset(dataset: Any, path: str) -> dict[str, Any]:
     from h5py import h5d, h5s, h5z
 
     created = dataset.get_create_plist()
-    layout = created.get_layout()
-    is_outside = layout == h5d.VIRTUAL or created.get_external_count() > 0
+    storage = created.get_layout()
+    is_outside = storage == h5d.VIRTUAL or created.get_external_count() > 0
     if is_outside:
         raise Fault("unsafe", reason="values kept in another file", place=path)
     filters = [created.get_filter(i)[0] for i in range(created.get_nfilters())]
@@ -227,22 +230,21 @@ def _dataset(dataset: Any, path: str) -> dict[str, Any]:
     kind = dataset.get_type()
     dtype, order = _dtype(kind)
     shape = space.get_simple_extent_dims()
-    if layout == h5d.CHUNKED:
+    if storage == h5d.CHUNKED:
         chunk = math.prod(created.get_chunk()) * kind.get_size()
         if chunk > max(math.prod(shape) * kind.get_size(), _BLOCK):
             reason = f"{path!r} is packed as a part of {chunk} bytes"
             raise Fault("corrupt", reason=reason)
     texts = _texts(dataset, "dtype")
-    offset = dataset.get_offset() if layout == h5d.CONTIGUOUS else None
-    names = {h5d.CONTIGUOUS: "contiguous", h5d.CHUNKED: "chunked"}
-    names[h5d.COMPACT] = "compact"
-    is_empty = layout == h5d.CONTIGUOUS and offset is None
+    offset = dataset.get_offset() if storage == h5d.CONTIGUOUS else None
+    names = {h5d.CHUNKED: "chunked", h5d.COMPACT: "compact"}
+    names[h5d.CONTIGUOUS] = "unallocated" if offset is None else "contiguous"
     return {
         "dtype": dtype,
         "order": order,
         "itemsize": kind.get_size(),
         "shape": list(shape),
-        "layout": "unallocated" if is_empty else names[layout],
+        "storage": names[storage],
         "offset": offset,
         "stored": dataset.get_storage_size(),
         "is_compressed": h5z.FILTER_DEFLATE in filters,
@@ -290,9 +292,9 @@ def _dtype(kind: Any) -> tuple[str, str]:
     if family == h5t.INTEGER:
         sign = "" if kind.get_sign() == h5t.SGN_2 else "u"
         return f"{sign}int{8 * size}", order
-    layout = (size, *kind.get_fields(), kind.get_ebias())
-    if layout in _FLOATS and kind.get_norm() == h5t.NORM_IMPLIED:
-        return _FLOATS[layout], order
+    bits = (size, *kind.get_fields(), kind.get_ebias())
+    if bits in _FLOATS and kind.get_norm() == h5t.NORM_IMPLIED:
+        return _FLOATS[bits], order
     return f"floating point number of {size} bytes", order
 
 
@@ -311,9 +313,6 @@ def _write_values(root: Any, path: str, count: int) -> None:
     if kind.get_class() in (h5t.INTEGER, h5t.FLOAT):
         kind = kind.copy()
         kind.set_order(h5t.ORDER_LE)
-    _answer({})
-    if count == 0:
-        return
     created = dataset.get_create_plist()
     rows = shape[0] if shape else 1
     step = rows
@@ -327,27 +326,31 @@ def _write_values(root: Any, path: str, count: int) -> None:
         if shape:
             start = (first, *(0 for _ in shape[1:]))
             space.select_hyperslab(start, (number, *shape[1:]))
-        size = count // rows * number
-        values = np.empty(size, np.uint8)
-        memory = h5s.create_simple((size // itemsize,))
+        values = np.empty(count // rows * number, np.uint8)
+        memory = h5s.create_simple((values.size // itemsize,))
         dataset.read(memory, space, values, kind)
+        _say({"bytes": values.size})
         sys.stdout.buffer.write(values.data)
+        sys.stdout.buffer.flush()
 
 
-def _answer(answer: dict[str, Any]) -> None:
-    text = json.dumps(answer).encode("ascii")
-    if len(text) > LONGEST_ANSWER:
-        text = json.dumps({"fault": {"kind": "long"}}).encode("ascii")
+def _say(message: dict[str, Any]) -> None:
+    text = json.dumps(message).encode("ascii")
+    if len(text) > LONGEST_MESSAGE:
+        reason = f"its names take more than {LONGEST_MESSAGE} bytes"
+        text = json.dumps({"fault": {"kind": "corrupt", "reason": reason}}).encode()
     sys.stdout.buffer.write(text + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _limit(seconds: int, memory: int) -> None:
+    """Limits this process from now on, where the system can."""
     try:
         import resource
     except ImportError:
         return
     for what, most in (
-        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -374,28 +377,29 @@ def main(argument: str) -> None:
         import h5py
         from h5py import h5g
     except ImportError as error:
-        _answer({"fault": {"kind": "import", "reason": str(error)}})
+        _say({"fault": {"kind": "import", "reason": str(error)}})
         return
+    _say({"progress": True})
     _limit(request["seconds"], request["memory"])
+    latest = time.process_time() + request["seconds"] + 1
     try:
-        window = Window(0, request["begin"], request["size"])
+        window = Window(0, request["begin"], request["size"], latest)
         root = h5g.open(h5py.File(window, "r").id, b"/")
         if "path" in request:
             _write_values(root, request["path"], request["count"])
             return
         listing = Listing(root, request["members"], request["tensors"])
-        _answer({"groups": listing.groups, "datasets": listing.datasets})
+        _say({"groups": listing.groups, "datasets": listing.datasets})
     except Fault as fault:
-        _answer({"fault": fault.answer})
+        _say({"fault": fault.details})
     except MemoryError:
-        _answer({"fault": {"kind": "corrupt", "reason": "it needs too much memory"}})
+        _say({"fault": {"kind": "corrupt", "reason": "it needs too much memory"}})
     except Exception as error:
         reason = str(error)[:_LONGEST_REASON] or type(error).__name__
-        _answer({"fault": {"kind": "corrupt", "reason": reason}})
+        _say({"fault": {"kind": "corrupt", "reason": reason}})
 
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    sys.stdout.flush()
     # Closing a damaged file may be what never returns.
     os._exit(0)

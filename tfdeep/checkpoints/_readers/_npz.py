@@ -10,15 +10,16 @@ import tokenize
 import numpy as np
 from numpy.lib import format as npy
 
-from tfdeep.checkpoints._limits import DEFLATE, Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._zip import Archive
+from tfdeep.checkpoints._readers._checks import DEFLATE, Limits
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
+from tfdeep.checkpoints._readers._zip import Archive
 
 _LONGEST_HEADER = 10_000
 _BY_VERSION = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _FAULTS = (
-    *(ValueError, TypeError, SyntaxError, EOFError, OverflowError),
-    *(struct.error, tokenize.TokenError),
+    *(ValueError, TypeError, SyntaxError, EOFError, OverflowError, KeyError),
+    *(RecursionError, MemoryError, struct.error, tokenize.TokenError),
 )
 
 
@@ -32,26 +33,25 @@ class NpzReader(Reader):
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         super().__init__(source, limits)
-        self._archive = Archive(source, self.format, self.limits)
+        self._archive = Archive(self._checks)
         members = self._archive.members.values()
-        is_checked = all(member.crc is not None for member in members)
-        self.integrity = "verified" if is_checked else "unverified"
+        self._set_integrity(all(member.crc is not None for member in members))
         with self.closed_on_error():
             infos = [self._listed(member.name) for member in members]
             self._accept(infos, os.path.getsize(source), DEFLATE)
 
     def _listed(self, member: str) -> TensorInfo:
         if not member.endswith(".npy"):
-            reason = f"member {member!r} is no array"
-            raise corrupt(self.source, self.format, reason)
+            raise self._checks.damaged(f"member {member!r} is not an array")
         start = self._archive.read_start(member, _LONGEST_HEADER + 16)
         shape, _, dtype, begin = self._header(member, start)
-        info = TensorInfo(member.removesuffix(".npy"), shape, dtype.name, member)
+        name = member.removesuffix(".npy")
+        declared = begin + self._checks.nbytes(name, shape, dtype.name)
         size = self._archive.members[member].size
-        if begin + info.nbytes != size:
-            reason = f"{member!r} of {size} bytes declares {begin + info.nbytes}"
-            raise corrupt(self.source, self.format, reason)
-        return info
+        if declared != size:
+            reason = f"{member!r} of {size} bytes declares {declared}"
+            raise self._checks.damaged(reason)
+        return TensorInfo(name, shape, dtype.name, member)
 
     def _header(
         self, member: str, content: bytes
@@ -59,14 +59,13 @@ class NpzReader(Reader):
         """Shape, whether it is in Fortran's order, dtype, and where values begin."""
         file = io.BytesIO(content)
         try:
-            version = npy.read_magic(file)
-            read_header = _BY_VERSION[version]
+            read_header = _BY_VERSION[npy.read_magic(file)]
             shape, is_fortran, dtype = read_header(file, _LONGEST_HEADER)
-        except (*_FAULTS, KeyError, RecursionError, MemoryError) as error:
-            raise corrupt(self.source, self.format, f"{member!r}: {error}") from error
-        dtype_of(self.source, member, dtype.name)  # no objects, records or text
+        except _FAULTS as error:
+            raise self._checks.damaged(f"{member!r}: {error}") from error
+        self._checks.dtype(member, dtype.name)  # no objects, records or text
         if not all(type(n) is int for n in shape):
-            raise corrupt(self.source, self.format, f"{member!r}: shape {shape!r}")
+            raise self._checks.damaged(f"{member!r}: shape {shape!r}")
         return tuple(shape), is_fortran, dtype, file.tell()
 
     def read(self, name: str) -> np.ndarray:
@@ -76,7 +75,7 @@ class NpzReader(Reader):
         shape, is_fortran, dtype, begin = self._header(info.location, start)
         if (shape, dtype.name) != (info.shape, info.dtype):
             reason = f"{info.location!r} changed while it was read"
-            raise corrupt(self.source, self.format, reason)
+            raise self._checks.damaged(reason)
         values = np.frombuffer(content, dtype, offset=begin)
         values = values.reshape(shape, order="F" if is_fortran else "C")
         return values.astype(dtype.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""Lists the tensors of a TensorFlow checkpoint from its index, believing nothing."""
+"""Lists the tensors of a TensorFlow checkpoint from its index, without trusting it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from google.protobuf import message  # type: ignore[import-untyped]
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, number_of_bytes
-from tfdeep.checkpoints._reader import corrupt
-from tfdeep.checkpoints._tf_table import Table, varint
-from tfdeep.errors import CheckpointError, UnknownFormatError
+from tfdeep.checkpoints._readers._checks import Checks
+from tfdeep.checkpoints._readers._tf_table import Table, varint
+from tfdeep.errors import UnknownFormatError
 
-# Kinds of values that no weight has and whose size is not known from the shape.
+# Dtypes that no weight has, and whose size does not follow from the shape.
 _OF_ANY_SIZE = ("string", "resource", "variant")
 _RENAMED = {"float": "float32", "double": "float64", "half": "float16"}
 _LARGEST_DIMENSION = 1 << 48
@@ -34,13 +32,7 @@ _Message = TypeVar("_Message")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where a part of a tensor belongs, and the key its values are kept under.
-
-    Attributes:
-        start: Its first index, one for each axis.
-        shape: Its shape.
-        key: The key in the table.
-    """
+    """Where a part of a tensor belongs, and the key its values are kept under."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -51,15 +43,9 @@ class Part:
 class Entry:
     """What the index says of one tensor.
 
-    Attributes:
-        dtype: Its dtype, as Keras writes it, or "string", "variant", "resource".
-        shape: Its shape.
-        shard: The number of the file that holds its values.
-        offset: Where they begin in that file.
-        size: How many bytes they take.
-        crc: Their CRC-32C, masked.
-        parts: The parts that it was saved in, with their entries; then it has no
-            values of its own.
+    Its dtype is "string", "variant" or "resource" if it does not hold numbers. Its
+    values take `size` bytes from `offset` on in the file numbered `shard`; `crc` is
+    their masked CRC-32C. A tensor that was saved in parts has no values of its own.
     """
 
     dtype: str
@@ -73,13 +59,9 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The tensors of a checkpoint.
+    """The tensors of a checkpoint, by key; `others` are not numbers.
 
-    Attributes:
-        tensors: Those of numbers, by their keys.
-        others: Those of text and of objects of TensorFlow, by their keys.
-        files: The files that hold the values, by their numbers.
-        size: Bytes of these files.
+    `files` are those that hold the values, by number; `size` is that of all of them.
     """
 
     tensors: Mapping[str, Entry]
@@ -88,18 +70,15 @@ class Index:
     size: int
 
 
-def read_index(source: str, prefix: str, kind: str, limits: Limits) -> Index:
+def read_index(prefix: str, checks: TFChecks) -> Index:
     """Reads and checks the index of the checkpoint with this prefix.
 
     Args:
-        source: What the user asked for, for messages.
         prefix: The path without `.index`.
-        kind: What kind of file it is, in words.
-        limits: How much it may declare.
+        checks: The checks of the checkpoint.
     """
-    checks = Checks(source, kind, limits)
-    with Table(source, f"{prefix}.index", kind, limits) as table:
-        limits.check_count(source, "header_bytes", table.size)
+    with Table(f"{prefix}.index", checks) as table:
+        checks.count("header_bytes", table.size)
         rows = iter(table)
         shards = _number_of_shards(checks, next(rows, None))
         protos = {
@@ -112,12 +91,12 @@ def read_index(source: str, prefix: str, kind: str, limits: Limits) -> Index:
         if key.startswith(b"\0"):
             parts[key] = checks.entry(repr(key), proto)
         elif not proto.slices:
-            name = checks.name(key)
+            name = checks.key_name(key)
             whole[name] = checks.entry(name, proto)
     files, size = _files(checks, prefix, shards, [*whole.values(), *parts.values()])
     for key, proto in protos.items():
         if not key.startswith(b"\0") and proto.slices:
-            name = checks.name(key)
+            name = checks.key_name(key)
             whole[name] = checks.partitioned(name, proto, parts)
     if parts:
         raise checks.damaged(f"{min(parts)!r} is part of no tensor")
@@ -134,27 +113,27 @@ def read_index(source: str, prefix: str, kind: str, limits: Limits) -> Index:
     )
 
 
-def _number_of_shards(checks: Checks, first: tuple[bytes, bytes] | None) -> int:
+def _number_of_shards(checks: TFChecks, first: tuple[bytes, bytes] | None) -> int:
     if first is None or first[0] != b"":
         raise checks.damaged("it has no header")
     header = checks.parsed(tensor_bundle_pb2.BundleHeaderProto, first[1])
     checks.version(header.version)
     if header.endianness == tensor_bundle_pb2.BundleHeaderProto.BIG:
-        raise checks.unknown(
+        raise checks.unread(
             "numbers with the most significant byte first",
             "numbers with the least significant byte first",
         )
     if header.endianness != tensor_bundle_pb2.BundleHeaderProto.LITTLE:
-        raise checks.damaged(f"an unknown order of bytes, {header.endianness}")
+        raise checks.damaged(f"an unknown byte order, {header.endianness}")
     shards = int(header.num_shards)
-    checks.limits.check_count(checks.source, "members", shards)
+    checks.count("members", shards)
     if shards < 1:
         raise checks.damaged(f"it is spread over {shards} files")
     return shards
 
 
 def _files(
-    checks: Checks, prefix: str, shards: int, entries: Iterable[Entry]
+    checks: TFChecks, prefix: str, shards: int, entries: Iterable[Entry]
 ) -> tuple[dict[int, str], int]:
     """The files that hold the values of `entries`, and their bytes."""
     spans: dict[int, list[tuple[int, int]]] = {}
@@ -170,42 +149,21 @@ def _files(
         if not os.path.isfile(files[shard]):
             raise checks.damaged(f"there is no file {base!r}")
         size = os.path.getsize(files[shard])
-        end = 0
-        for offset, count in sorted(spans[shard]):
-            if offset < end or count < 0:
-                raise checks.damaged("the values of two tensors overlap")
-            end = offset + count
-        if end > size:
-            raise checks.damaged(f"{base!r} is shorter than its index says")
+        checks.apart(spans[shard], size)
         total += size
     return files, total
 
 
-class Checks:
-    """Turns what a checkpoint declares into plain values, or refuses it.
+class TFChecks(Checks):
+    """Turns what a TensorFlow checkpoint declares into plain values, or refuses it."""
 
-    Attributes:
-        source: What the user asked for, for messages.
-        kind: What kind of file it is, in words.
-        limits: How much it may declare.
-    """
-
-    def __init__(self, source: str, kind: str, limits: Limits) -> None:
-        self.source, self.kind, self.limits = source, kind, limits
-
-    def damaged(self, reason: object) -> CheckpointError:
-        """The error for a checkpoint that is not what it says."""
-        return corrupt(self.source, self.kind, reason)
-
-    def unknown(self, received: str, expected: str) -> CheckpointError:
-        """The error for a checkpoint of a kind that is not read."""
-        return UnknownFormatError(
-            explain(
-                f"This {self.kind} is of a kind that tfdeep does not read.",
-                received=f"{self.source!r}: {received}",
-                expected=expected,
-                fix="restore and save it with TensorFlow; nothing was changed",
-            )
+    def unread(self, received: str, expected: str) -> UnknownFormatError:
+        """The error for a checkpoint that this reader is not made for."""
+        return self.unknown(
+            f"This {self.kind} is of a kind that tfdeep does not read.",
+            received,
+            expected,
+            "restore and save it with TensorFlow",
         )
 
     def parsed(
@@ -244,21 +202,21 @@ class Checks:
     def version(self, version: Any) -> None:
         """Refuses what only later versions of TensorFlow can read."""
         if version.min_consumer > _VERSION or _VERSION in version.bad_consumers:
-            raise self.unknown(
+            raise self.unread(
                 f"a format of version {version.producer}", f"version {_VERSION}"
             )
 
-    def name(self, key: bytes) -> str:
+    def key_name(self, key: bytes) -> str:
         """A key as text."""
         try:
             name = key.decode("utf-8")
         except UnicodeDecodeError as error:
             reason = f"a tensor is called {key[:80]!r}"
             raise self.damaged(reason) from error
-        self.limits.check_name(self.source, name)
+        self.name(name)
         return name
 
-    def dtype(self, name: str, number: int) -> str:
+    def dtype_name(self, name: str, number: int) -> str:
         """The name of a dtype, if values of it can be saved."""
         label = types_pb2.DataType.DESCRIPTOR.values_by_number.get(number)
         if label is None or number == types_pb2.DT_INVALID or "_REF" in label.name:
@@ -267,11 +225,11 @@ class Checks:
         return _RENAMED.get(plain, plain)
 
     def shape(self, name: str, proto: Any) -> tuple[int, ...]:
-        """A shape whose number of elements is known and can be counted."""
-        self.limits.check_count(self.source, "rank", len(proto.dim))
+        """A shape that is fully known and whose size can be counted."""
+        self.count("rank", len(proto.dim))
         shape = tuple(int(dimension.size) for dimension in proto.dim)
         is_shape = all(0 <= n <= _LARGEST_DIMENSION for n in shape)
-        # Zeros do not count: a huge shape with one zero is no shape of a weight.
+        # Zeros do not count: a huge shape with a zero in it is not that of a weight.
         if (
             proto.unknown_rank
             or not is_shape
@@ -286,7 +244,7 @@ class Checks:
         if proto.slices:
             raise self.damaged(f"part {name} consists of parts")
         entry = Entry(
-            self.dtype(name, proto.dtype),
+            self.dtype_name(name, proto.dtype),
             self.shape(name, proto.shape),
             int(proto.shard_id),
             int(proto.offset),
@@ -294,11 +252,11 @@ class Checks:
             int(proto.crc32c),
         )
         if entry.offset < 0 or entry.size < 0:
-            raise self.damaged(f"tensor {name!r} has no place")
+            raise self.damaged(f"tensor {name!r} has a negative offset or size")
         if entry.dtype in _OF_ANY_SIZE:
             fits = math.prod(entry.shape) <= entry.size
         else:
-            number = number_of_bytes(self.source, name, entry.shape, entry.dtype)
+            number = self.nbytes(name, entry.shape, entry.dtype)
             fits = number == entry.size
         if not fits:
             reason = (
@@ -310,10 +268,10 @@ class Checks:
 
     def partitioned(self, name: str, proto: Any, parts: dict[bytes, Entry]) -> Entry:
         """A tensor that was saved in parts, which are taken out of `parts`."""
-        dtype, shape = self.dtype(name, proto.dtype), self.shape(name, proto.shape)
+        dtype, shape = self.dtype_name(name, proto.dtype), self.shape(name, proto.shape)
         if dtype in _OF_ANY_SIZE:
-            raise self.unknown(f"parts of tensor {name!r} of {dtype}", "numbers")
-        number_of_bytes(self.source, name, shape, dtype)
+            raise self.unread(f"parts of tensor {name!r} of {dtype}", "numbers")
+        self.nbytes(name, shape, dtype)
         found = []
         for part in self.parts(name, shape, proto.slices):
             entry = parts.pop(part.key, None)
@@ -331,7 +289,7 @@ class Checks:
 
     def _part(self, name: str, shape: tuple[int, ...], proto: Any) -> Part:
         if len(proto.extent) != len(shape):
-            raise self.damaged(f"a part of tensor {name!r} has another rank")
+            raise self.damaged(f"a part of tensor {name!r} has the wrong rank")
         start, lengths, encoded = [], [], []
         for extent, size in zip(proto.extent, shape, strict=True):
             has_length = extent.HasField("length")
@@ -352,7 +310,7 @@ class Checks:
         shape: tuple[int, ...],
         parts: Iterable[tuple[Part, np.ndarray]],
     ) -> np.ndarray:
-        """A tensor made of its parts, none of which may lie on another."""
+        """Joins the parts of a tensor, which must not overlap."""
         values = np.empty(shape, dtype)
         is_set = np.zeros(shape, bool)
         for part, content in parts:
@@ -393,7 +351,7 @@ def slice_key(name: str, bounds: Iterable[int]) -> bytes:
 
 
 def _ordered(number: int) -> bytes:
-    """A number from -1 on as as many ones as it has bytes, then its bits."""
+    """Encodes a number from -1 on: a one bit for each byte, then its bits."""
     if number < 0:
         return bytes([0x80 ^ (number & 0xFF)])
     size = 1

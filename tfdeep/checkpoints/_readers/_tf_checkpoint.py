@@ -10,13 +10,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._tf_index import Checks, Entry, Index, read_index
-from tfdeep.checkpoints._tf_table import MAGIC, crc32c, masked, varint
-from tfdeep.checkpoints._tf_v1 import EXPANSION, V1File
-from tfdeep.errors import CheckpointError, UnsafeFileError
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
+from tfdeep.checkpoints._readers._tf_index import Entry, Index, TFChecks, read_index
+from tfdeep.checkpoints._readers._tf_table import MAGIC, crc32c, masked, varint
+from tfdeep.checkpoints._readers._tf_v1 import EXPANSION, V1File
 
 _KIND = "TensorFlow checkpoint"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -36,8 +35,8 @@ class TFCheckpointReader(Reader):
     variables' names in a graph of objects beside them; that graph is data and is read
     here, no object is made from it.
 
-    TensorFlow's own reader ends the process when an index declares what cannot be.
-    So the index is read and checked here, and the values with their checksums.
+    TensorFlow's own reader aborts the process when an index is impossible. So the
+    index is read and checked here, and so are the values and their checksums.
     """
 
     format = _KIND
@@ -45,22 +44,19 @@ class TFCheckpointReader(Reader):
 
     def __init__(self, source: str, prefix: str, limits: Limits | None = None) -> None:
         super().__init__(source, limits)
-        self._checks = Checks(source, self.format, self.limits)
+        self._tf = TFChecks(source, self.format, self._checks.limits)
         self._entries: Mapping[str, Entry] = {}
         self._files: Mapping[int, str] = {}
         self._v1: V1File | None = None
-        try:
-            self._list(prefix)
-        except OSError as error:
-            self.close()
-            raise self._damaged(error) from error
-        except BaseException:
-            self.close()
-            raise
+        with self.closed_on_error():
+            try:
+                self._list(prefix)
+            except OSError as error:
+                raise self._checks.damaged(error) from error
 
     def _list(self, prefix: str) -> None:
         if os.path.isfile(f"{prefix}.index"):
-            index = read_index(self.source, prefix, self.format, self.limits)
+            index = read_index(prefix, self._tf)
             self._entries, self._files = index.tensors, index.files
             names = self._variable_names(index)
             tensors = {
@@ -68,17 +64,12 @@ class TFCheckpointReader(Reader):
             }
             size, expansion = index.size, 1
         else:
-            self._v1 = V1File(self.source, prefix, self.format, self.limits)
+            self._v1 = V1File(prefix, self._tf)
             tensors = self._v1.tensors
             names = {key: key for key in tensors}
             size, expansion = self._v1.size, EXPANSION
         infos = [
-            TensorInfo(
-                name=names[key],
-                shape=tensors[key][1],
-                dtype=tensors[key][0],
-                location=key,
-            )
+            TensorInfo(names[key], tensors[key][1], tensors[key][0], key)
             for key in sorted(names, key=names.__getitem__)
         ]
         self._accept(infos, size, expansion)
@@ -115,24 +106,24 @@ class TFCheckpointReader(Reader):
         slots: list[tuple[int, int, str]] = []
         count = 0
         kind = trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject
-        for number, field in self._checks.fields(content):
+        for number, field in self._tf.fields(content):
             if number != _NODES:
                 continue
-            node = self._checks.parsed(kind, field, _LONGEST_NODE)
-            # Each of these stands for a tensor, and most nodes for none.
+            node = self._tf.parsed(kind, field, _LONGEST_NODE)
+            # Each of these belongs to a tensor; most nodes have none of them.
             count += len(node.attributes) + len(node.slot_variables)
-            self.limits.check_count(self.source, "tensors", count // 2)
-            self.limits.check_count(self.source, "tensors", len(nodes) // 16)
+            self._checks.count("tensors", count // 2)
+            self._checks.count("tensors", len(nodes) // 16)
             nodes.append([(a.checkpoint_key, a.full_name) for a in node.attributes])
             slots += [
                 (s.slot_variable_node_id, s.original_variable_node_id, s.slot_name)
                 for s in node.slot_variables
             ]
         names = {key: name for node in nodes for key, name in node if name}
-        # What an optimizer keeps for a variable is named after it, if by no one else.
+        # A slot of an optimizer is named after its variable, unless it has a name.
         for slot, original, slot_name in slots:
             if not (0 <= slot < len(nodes) and 0 <= original < len(nodes)):
-                raise self._damaged("an optimizer keeps values for no variable")
+                raise self._checks.damaged("an optimizer slot has no variable")
             if len(nodes[slot]) == len(nodes[original]) == 1:
                 (key, name), (_, owner) = nodes[slot][0], nodes[original][0]
                 if owner and not name:
@@ -142,23 +133,23 @@ class TFCheckpointReader(Reader):
     def _text(self, entry: Entry) -> bytes:
         """Reads a single text: its length, a checksum of the length, its bytes."""
         if (entry.dtype, entry.shape) != ("string", ()):
-            raise self._damaged("its graph of objects is no text")
-        self.limits.check_count(self.source, "header_bytes", entry.size)
+            raise self._checks.damaged("its object graph is not text")
+        self._checks.count("header_bytes", entry.size)
         content = self._stored(entry).tobytes()
         try:
             length, begin = varint(content, 0, len(content))
         except ValueError as error:
-            raise self._damaged(error) from error
+            raise self._checks.damaged(error) from error
         if begin + 4 + length != len(content) or length >> 32:
-            raise self._damaged("its graph of objects is cut short")
-        # The checksum is not of the length as it is stored, but in four bytes.
+            raise self._checks.damaged("its object graph is cut short")
+        # The checksum covers the length as four bytes, not as it is stored.
         plain = length.to_bytes(4, "little")
         checksum = content[begin : begin + 4]
         if (
             masked(crc32c(plain)) != int.from_bytes(checksum, "little")
             or masked(crc32c(plain + content[begin:])) != entry.crc
         ):
-            raise self._damaged("its graph of objects has another checksum")
+            raise self._checks.damaged("its object graph does not match its checksum")
         return content[begin + 4 :]
 
     def read(self, name: str) -> np.ndarray:
@@ -169,31 +160,27 @@ class TFCheckpointReader(Reader):
             entry = self._entries[info.location]
             if not entry.parts:
                 return self._values(name, entry)
-            dtype = dtype_of(self.source, name, entry.dtype)
+            dtype = self._checks.dtype(name, entry.dtype)
             parts = ((p, self._values(name, stored)) for p, stored in entry.parts)
-            return self._checks.joined(name, dtype, entry.shape, parts)
+            return self._tf.joined(name, dtype, entry.shape, parts)
         except OSError as error:
-            raise self._damaged(error) from error
+            raise self._checks.damaged(error) from error
 
     def _values(self, name: str, entry: Entry) -> np.ndarray:
         content = self._stored(entry)
         if masked(crc32c(content)) != entry.crc:
-            raise self._damaged(f"tensor {name!r} has another checksum")
-        dtype = dtype_of(self.source, name, entry.dtype)
+            raise self._checks.damaged(f"tensor {name!r} does not match its checksum")
+        dtype = self._checks.dtype(name, entry.dtype)
         return content.view(dtype).reshape(entry.shape)
 
     def _stored(self, entry: Entry) -> np.ndarray:
         """The bytes of an entry."""
-        count, dtype = entry.size, np.dtype(np.uint8)
         with open(self._files[entry.shard], "rb") as file:
-            return self.read_values(file, entry.offset, count, dtype, (count,))
+            return self._read_bytes(file, entry.offset, entry.size)
 
     def close(self) -> None:
         if self._v1 is not None:
             self._v1.close()
-
-    def _damaged(self, reason: object) -> CheckpointError:
-        return corrupt(self.source, self.format, reason)
 
 
 def _is_table(path: str) -> bool:
@@ -205,7 +192,7 @@ def _is_table(path: str) -> bool:
             file.seek(-len(MAGIC), os.SEEK_END)
             return file.read() == MAGIC
     except OSError as error:
-        raise corrupt(path, _KIND, error) from error
+        raise Checks(path, _KIND, Limits()).damaged(error) from error
 
 
 def _attributes(key: str) -> str:
@@ -253,7 +240,8 @@ def _latest(directory: str) -> str | None:
         state = tf.train.get_checkpoint_state(directory)
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise corrupt(path, "`checkpoint` file", reason) from error
+        checks = Checks(path, "`checkpoint` file", Limits())
+        raise checks.damaged(reason) from error
     if state is None:
         return None
     prefix = str(state.model_checkpoint_path)  # TensorFlow has added the directory
@@ -261,14 +249,11 @@ def _latest(directory: str) -> str | None:
     if os.path.isfile(f"{here}.index"):  # the directory may have been moved
         return here
     if not _is_inside(directory, os.path.dirname(prefix)):
-        raise UnsafeFileError(
-            explain(
-                "This directory's latest checkpoint is in another directory.",
-                received=f"{path!r}, which names {prefix!r}",
-                expected="the name of a checkpoint in the same directory",
-                fix="pass the checkpoint itself, `directory/name` without `.index`; "
-                "nothing was changed",
-            )
+        raise Checks(path, _KIND, Limits()).unsafe(
+            "This directory's latest checkpoint is in another directory.",
+            f"it names {prefix!r}",
+            "the name of a checkpoint in the same directory",
+            "pass the checkpoint itself, `directory/name` without `.index`",
         )
     if os.path.isfile(f"{prefix}.index"):
         return prefix

@@ -10,32 +10,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import re
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tfdeep._core._explain import explain, listing
-from tfdeep.checkpoints._hdf5 import Listing, Window, list_file, read_dataset
-from tfdeep.checkpoints._keras_legacy import LegacyKerasReader, is_legacy
-from tfdeep.checkpoints._limits import Limits
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._safetensors import unique_keys
-from tfdeep.checkpoints._zip import Archive
-from tfdeep.errors import UnknownFormatError, UnsafeFileError
+from tfdeep._core._explain import listing
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._hdf5 import Dataset, Listing, Window, list_file
+from tfdeep.checkpoints._readers._keras_legacy import LegacyKerasReader, is_legacy
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
+from tfdeep.checkpoints._readers._zip import Archive
+from tfdeep.errors import UnknownFormatError
 
 
 def open_hdf5(source: str, limits: Limits | None = None) -> Reader:
     """The reader for an HDF5 file of Keras 1, 2 or 3, by what the file holds."""
     limits = limits or Limits()
-    found = list_file(source, limits, "HDF5 file of Keras (.h5)")
-    if is_legacy(found):
-        return LegacyKerasReader(source, limits, found)
-    return KerasWeightsReader(source, limits, found)
+    found = list_file(Checks(source, "HDF5 file of Keras (.h5)", limits))
+    reader = LegacyKerasReader if is_legacy(found) else KerasWeightsReader
+    return reader(source, limits, found)
 
 
 class KerasWeightsReader(Reader):
@@ -56,40 +53,34 @@ class KerasWeightsReader(Reader):
         self, source: str, limits: Limits | None = None, found: Listing | None = None
     ) -> None:
         super().__init__(source, limits)
-        found = found or list_file(source, self.limits, self.format)
-        self._set([found])
+        self._set([found or list_file(self._checks)])
 
     def _set(self, listings: list[Listing]) -> None:
         """Names what one or more files hold together."""
         for found in listings:
             if is_legacy(found):
-                raise UnknownFormatError(
-                    explain(
-                        "This is an HDF5 file of Keras 1 or 2.",
-                        received=repr(found.source),
-                        expected="a file that Keras 3 wrote",
-                        fix="`tfdeep.checkpoints.open` finds its reader; nothing was "
-                        "changed",
-                    )
+                raise self._checks.unknown(
+                    "This is an HDF5 file of Keras 1 or 2.",
+                    f"an attribute 'layer_names' in {found.checks.source!r}",
+                    "a file that Keras 3 wrote",
+                    "`tfdeep.checkpoints.open` finds its reader",
                 )
         self._where = {path: found for found in listings for path in found.datasets}
-        tree = _Tree(self.source, self.format, listings)
-        infos = _unique(tree.infos())
-        crc = {
-            info.name: self._where[info.location].datasets[info.location].crc
-            for info in infos
-        }
-        self._crc = crc
-        is_checked = bool(crc) and None not in crc.values()
-        self.integrity = "verified" if is_checked else "unverified"
+        infos = _unique(_Tree(self._checks, listings).infos())
+        crc = [self._crc(info) for info in infos]
+        self._set_integrity(bool(crc) and None not in crc)
         size = sum(found.window.size for found in listings)
         self._accept(infos, size, max(found.expansion for found in listings))
 
+    def _crc(self, info: TensorInfo) -> int | None:
+        return self._where[info.location].datasets[info.location].crc
+
     def read(self, name: str) -> np.ndarray:
-        path = self.info(name).location
-        values = read_dataset(self._where[path], path, self.limits)
-        if self._crc[name] is not None:
-            self.check_crc(name, values, self._crc[name])
+        info = self.info(name)
+        values = self._where[info.location].read(info.location)
+        crc = self._crc(info)
+        if crc is not None:
+            self._check_crc(name, values, crc)
         return values
 
 
@@ -106,7 +97,7 @@ class KerasArchiveReader(KerasWeightsReader):
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         Reader.__init__(self, source, limits)
-        self._archive = Archive(source, self.format, self.limits)
+        self._archive = Archive(self._checks)
         self._is_checked = False
         self._checking = threading.Lock()
         with self.closed_on_error():
@@ -114,34 +105,28 @@ class KerasArchiveReader(KerasWeightsReader):
             if member is None:
                 raise self._without_weights()
             if member.is_compressed:
-                raise UnsafeFileError(
-                    explain(
-                        "This archive is packed in a way that Keras does not use.",
-                        received=f"{source!r}: {self._MEMBER!r} is compressed",
-                        expected="stored members",
-                        fix="do not use this file; nothing was changed",
-                    )
+                raise self._checks.unsafe(
+                    "This archive is packed in a way that Keras does not use.",
+                    f"{self._MEMBER!r} is compressed",
+                    "stored members",
                 )
-            window = Window(member.offset, member.size)
-            self._set([list_file(source, self.limits, self.format, window)])
+            self._set([list_file(self._checks, Window(member.offset, member.size))])
             if member.crc is not None:
-                self.integrity = "verified"
+                self._set_integrity(True)
 
     def _without_weights(self) -> UnknownFormatError:
-        names = listing(map(repr, self._archive.members))
         fix = "pass the file of weights itself"
         if "model.weights.npz" in self._archive.members:
             fix = (
                 "unpack 'model.weights.npz' and pass that, or load the model with "
                 "Keras and save it where h5py is installed"
             )
-        return UnknownFormatError(
-            explain(
-                "This archive is no Keras model.",
-                received=f"{self.source!r} without one {self._MEMBER!r}: {names}",
-                expected="a file that `model.save('model.keras')` wrote",
-                fix=f"{fix}; nothing was changed",
-            )
+        return self._checks.unknown(
+            "This archive is not a Keras model.",
+            f"members {listing(map(repr, self._archive.members))}, without one "
+            f"{self._MEMBER!r}",
+            "a `.keras` file as `model.save` writes it",
+            fix,
         )
 
     def read(self, name: str) -> np.ndarray:
@@ -156,63 +141,47 @@ class KerasArchiveReader(KerasWeightsReader):
 
 
 class ShardedKerasReader(KerasWeightsReader):
-    """Reads weights that Keras spread over several files, by their `.weights.json`.
-
-    The JSON file says which of the `.weights.h5` files beside it holds which layer.
-    """
+    """Reads the files that a `.weights.json` of Keras 3 lists, as one."""
 
     format = "sharded Keras weights (.weights.json)"
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         Reader.__init__(self, source, limits)
         shards = self._shards()
-        self.limits.check_count(source, "members", len(shards))
-        directory = os.path.dirname(source)
-        listings = []
-        for shard in shards:
-            path = os.path.join(directory, shard)
-            if not os.path.isfile(path):
-                reason = f"the file {shard!r} that it names is not there"
-                raise corrupt(source, self.format, reason)
-            listings.append(list_file(path, self.limits, self.format))
+        self._checks.count("members", len(shards))
+        listings = [list_file(self._beside(shard)) for shard in shards]
         for shard, found in zip(shards, listings, strict=True):
             inside = {path.rpartition("/")[0] for path in found.datasets}
             unlike = inside.symmetric_difference(shards[shard])
             if unlike:
                 reason = f"{shard!r} and the list differ in {listing(sorted(unlike))}"
-                raise corrupt(source, self.format, reason)
+                raise self._checks.damaged(reason)
         self._set(listings)
+
+    def _beside(self, shard: str) -> Checks:
+        path = os.path.join(os.path.dirname(self.source), shard)
+        if not os.path.isfile(path):
+            reason = f"the file {shard!r} that it names is not there"
+            raise self._checks.damaged(reason)
+        return dataclasses.replace(self._checks, source=path)
 
     def _shards(self) -> dict[str, set[str]]:
         """The groups that each file holds, by the file's name."""
-        self.limits.check_count(
-            self.source, "header_bytes", os.path.getsize(self.source)
-        )
-        try:
-            with open(self.source, "rb") as file:
-                content = json.load(file, object_pairs_hook=unique_keys)
-            groups = dict(content["weight_map"])
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise corrupt(self.source, self.format, error) from error
         shards: dict[str, set[str]] = {}
-        for group, names in groups.items():
-            names = names if isinstance(names, list) else [names]
-            for name in names:
+        for group, names in self._json("weight_map").items():
+            for name in names if isinstance(names, list) else [names]:
                 shards.setdefault(self._bare(name), set()).add(group.strip("/"))
         if not shards:
-            raise corrupt(self.source, self.format, "it names no files")
+            raise self._checks.damaged("it names no files")
         return shards
 
     def _bare(self, name: Any) -> str:
         is_bare = isinstance(name, str) and re.fullmatch(r"(?!\.)[^/\\:\0]+\.h5", name)
         if not is_bare:
-            raise UnsafeFileError(
-                explain(
-                    "This file names another one that is not beside it.",
-                    received=f"{self.source!r}: {name!r}",
-                    expected="names of `.weights.h5` files in the same directory",
-                    fix="do not use this file; nothing was changed",
-                )
+            raise self._checks.unsafe(
+                "This file names another one that is not beside it.",
+                repr(name),
+                "names of `.weights.h5` files in the same directory",
             )
         return str(name)
 
@@ -220,29 +189,28 @@ class ShardedKerasReader(KerasWeightsReader):
 class _Tree:
     """The groups of one or more files that Keras 3 wrote, walked from the root."""
 
-    def __init__(self, source: str, kind: str, listings: list[Listing]) -> None:
-        self._source, self._kind = source, kind
+    def __init__(self, checks: Checks, listings: list[Listing]) -> None:
+        self._checks = checks
         self._children: dict[str, list[str]] = collections.defaultdict(list)
         self._names: dict[str, str] = {}
         self._groups: set[str] = set()
-        self._datasets: dict[str, Any] = {}
+        self._datasets: dict[str, Dataset] = {}
         for found in listings:
-            self._add_groups(found.groups)
+            for path, attributes in found.groups.items():
+                self._add_group(path, attributes["name"])
             for path, dataset in found.datasets.items():
                 if path in self._datasets or path in self._groups:
-                    raise corrupt(source, kind, f"{path!r} is there twice")
+                    raise checks.damaged(f"{path!r} is there twice")
                 self._datasets[path] = dataset
                 self._children[_parent(path)].append(path)
 
-    def _add_groups(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
-        for path, attributes in groups.items():
-            name = attributes["name"]
-            if name is not None and self._names.setdefault(path, name) != name:
-                reason = f"{path!r} has two names, {self._names[path]!r} and {name!r}"
-                raise corrupt(self._source, self._kind, reason)
-            if path and path not in self._groups:
-                self._children[_parent(path)].append(path)
-            self._groups.add(path)
+    def _add_group(self, path: str, name: str | None) -> None:
+        if name is not None and self._names.setdefault(path, name) != name:
+            reason = f"{path!r} has two names, {self._names[path]!r} and {name!r}"
+            raise self._checks.damaged(reason)
+        if path and path not in self._groups:
+            self._children[_parent(path)].append(path)
+        self._groups.add(path)
 
     def infos(self) -> list[TensorInfo]:
         """The tensors of all layers."""
@@ -250,14 +218,12 @@ class _Tree:
         self._walk("", (), None, found)
         outside = self._datasets.keys() - {info.location for info in found}
         if outside:
-            raise UnknownFormatError(
-                explain(
-                    "This HDF5 file is none that Keras writes.",
-                    received=f"{self._source!r} with {listing(sorted(outside))}",
-                    expected="values in groups called 'vars' (Keras 3), or groups "
-                    "listed in an attribute 'layer_names' (Keras 1 and 2)",
-                    fix="convert it to `.npz` or safetensors; nothing was changed",
-                )
+            raise self._checks.unknown(
+                "This HDF5 file is not one that Keras writes.",
+                f"values in {listing(sorted(outside))}",
+                "values in groups called 'vars' (Keras 3), or groups listed in an "
+                "attribute 'layer_names' (Keras 1 and 2)",
+                "convert it to `.npz` or safetensors",
             )
         return found
 
@@ -280,31 +246,27 @@ class _Tree:
                 # A list of layers, such as `layers`: its entries carry class names.
                 self._walk(child, names, None, found)
                 continue
-            name = self._layer_name(child)
-            is_entry = not is_layer and group != ""
-            last = child.rpartition("/")[2]
-            inner_class = re.sub(r"_\d+$", "", last) if is_entry else None
+            inner_class = None
             if child == "optimizer":  # Keras keeps its name, which says the class
-                inner_class = re.sub(r"_\d+$", "", self._names.get(inner, "")) or None
-            self._walk(child, (*names, name), inner_class, found)
+                inner_class = _uncounted(self._names.get(inner, "")) or None
+            elif not is_layer and group != "":
+                inner_class = _uncounted(child.rpartition("/")[2])
+            self._walk(child, (*names, self._layer_name(child)), inner_class, found)
 
     def _layer_name(self, group: str) -> str:
+        variables = _inner(group, "vars")
         if group == "optimizer":
             return "optimizer"
-        variables = _inner(group, "vars")
         if variables in self._names:
             return self._names[variables]
         if not self._children[variables]:
             return group.rpartition("/")[2]
-        raise UnknownFormatError(
-            explain(
-                "This file keeps no names of its layers: a Keras older than 3.6 wrote "
-                "it, and it can only be read by position.",
-                received=f"{self._source!r}: {variables} has no name",
-                expected="a file that Keras 3.6 or later wrote",
-                fix="load it with Keras into the model that made it and save it again; "
-                "nothing was changed",
-            )
+        raise self._checks.unknown(
+            "This file keeps no names of its layers: a Keras older than 3.6 wrote it, "
+            "and it can only be read by position.",
+            f"{variables} has no name",
+            "a file that Keras 3.6 or later wrote",
+            "load it with Keras into the model that made it and save it again",
         )
 
     def _layer_variables(
@@ -313,14 +275,12 @@ class _Tree:
         paths = sorted(self._children[group], key=_by_number)
         for path in paths:
             if path in self._groups:
-                reason = f"{path!r} is something else than values"
-                raise corrupt(self._source, self._kind, reason)
+                reason = f"{path!r} is something other than values"
+                raise self._checks.damaged(reason)
         return [
-            TensorInfo(
+            dataclasses.replace(
+                self._datasets[path].info,
                 name="/".join((*names, path.rpartition("/")[2])),
-                shape=self._datasets[path].shape,
-                dtype=self._datasets[path].dtype,
-                location=path,
                 layer_class=layer_class,
                 layer_variables=len(paths),
             )
@@ -329,12 +289,16 @@ class _Tree:
 
 
 def _unique(infos: list[TensorInfo]) -> list[TensorInfo]:
-    """Where several have the same name, none of them gets it."""
+    """Replaces names that several tensors share by their places in the file."""
     count = collections.Counter(info.name for info in infos)
     return [
         info if count[info.name] == 1 else dataclasses.replace(info, name=info.location)
         for info in infos
     ]
+
+
+def _uncounted(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def _parent(path: str) -> str:

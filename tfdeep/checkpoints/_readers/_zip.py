@@ -1,4 +1,4 @@
-"""Reads members of a zip archive without trusting what the archive says of itself.
+"""Reads members of a zip archive without trusting its table of contents.
 
 Python's `zipfile` reads the table of contents. Members are not extracted: names are
 keys, never paths.
@@ -15,16 +15,14 @@ import zlib
 import numpy as np
 from zlib_ng import zlib_ng
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import DEFLATE, Limits
-from tfdeep.checkpoints._reader import Closeable, corrupt, empty_bytes, fill
-from tfdeep.errors import CorruptFileError, UnsafeFileError
+from tfdeep.checkpoints._readers._checks import DEFLATE, Checks
+from tfdeep.checkpoints._readers._reader import Closeable, empty_bytes, fill
+from tfdeep.errors import UnsafeFileError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _UTF_8 = 0x1, 0x800
 _CHUNK = 1 << 22
 _LONGEST_TAIL = 22 + 65_535  # the end record, and the longest comment behind it
-
 
 _LISTING_FAULTS = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError),
@@ -33,7 +31,7 @@ _LISTING_FAULTS = (
 
 
 def member_names(source: str, limit: int) -> list[str]:
-    """The first names in an archive; none if it cannot be listed."""
+    """The first names in an archive; empty if it cannot be listed."""
     try:
         with zipfile.ZipFile(source) as archive:
             return archive.namelist()[:limit]
@@ -45,13 +43,8 @@ def member_names(source: str, limit: int) -> list[str]:
 class Member:
     """One member of an archive.
 
-    Attributes:
-        name: Its name.
-        offset: Where its bytes begin in the archive.
-        stored: How many bytes it takes there.
-        size: How many bytes it has.
-        is_compressed: Whether it is deflated.
-        crc: The CRC-32 of its bytes, or None if the archive has none.
+    It takes `stored` bytes from `offset` on, and has `size` bytes when it is inflated.
+    Its CRC-32 is None if the archive has none.
     """
 
     name: str
@@ -66,25 +59,23 @@ class Archive(Closeable):
     """The members of a zip archive.
 
     Args:
-        source: A path.
-        kind: What the archive should be, for messages.
-        limits: The most that it may declare.
+        checks: The checks of the file.
 
     Attributes:
         members: The members by name, in the archive's order.
     """
 
-    def __init__(self, source: str, kind: str, limits: Limits) -> None:
-        self.source, self.kind = source, kind
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
         try:
-            with zipfile.ZipFile(source) as archive:
+            with zipfile.ZipFile(checks.source) as archive:
                 infos = archive.infolist()
         except _LISTING_FAULTS as error:
-            raise corrupt(source, kind, error) from error
+            raise checks.damaged(error) from error
         if not infos:
-            raise corrupt(source, kind, "it has no members")
-        limits.check_count(source, "members", len(infos))
-        self._file = open(source, "rb")  # noqa: SIM115 - closed by `close`
+            raise checks.damaged("it has no members")
+        checks.count("members", len(infos))
+        self._file = open(checks.source, "rb")  # noqa: SIM115 - closed by `close`
         with self.closed_on_error():
             self._size = os.fstat(self._file.fileno()).st_size
             self.members: dict[str, Member] = {}
@@ -109,21 +100,21 @@ class Archive(Closeable):
             not is_compressed and info.file_size != info.compress_size
         ):
             raise self._unsafe(
-                f"{name!r} of {info.compress_size} bytes claims {info.file_size}"
+                f"{name!r} of {info.compress_size} bytes declares {info.file_size}"
             )
         header = self._bytes_at(info.header_offset, _LOCAL.size)
         signature, *_, name_length, extra_length = _LOCAL.unpack(header)
         if signature != b"PK\x03\x04":
-            raise self._damaged(f"no member begins at byte {info.header_offset}")
+            raise self._checks.damaged(f"no member begins at byte {info.header_offset}")
         offset = info.header_offset + _LOCAL.size
         raw = self._bytes_at(offset, name_length)
         encoding = "utf-8" if info.flag_bits & _UTF_8 else "cp437"
         if raw.decode(encoding, "replace") != info.orig_filename:
-            # No checksum covers a name, but it stands in two places.
-            raise self._damaged(f"{name!r} has another name at its place")
+            # No checksum covers a name, but it is stored in two places.
+            raise self._checks.damaged(f"{name!r} has another name in its own header")
         offset += name_length + extra_length
         if offset + info.compress_size > self._size:
-            raise self._damaged(f"{name!r} ends behind the end of the file")
+            raise self._checks.damaged(f"{name!r} ends after the end of the file")
         # Some writers leave the CRC out, which then reads as zero.
         crc = info.CRC if info.CRC or not info.file_size else None
         return Member(
@@ -147,8 +138,8 @@ class Archive(Closeable):
         tail = self._bytes_at(self._size - tail_size, tail_size)
         place = tail.rfind(b"PK\x05\x06")
         said = int.from_bytes(tail[place + 10 : place + 12], "little")
-        if said != min(count, 0xFFFF):  # larger archives say it elsewhere
-            raise self._damaged(f"it has {count} members and says {said}")
+        if said != min(count, 0xFFFF):  # larger archives store it elsewhere
+            raise self._checks.damaged(f"it has {count} members but declares {said}")
 
     def read(self, name: str) -> np.ndarray:
         """All bytes of a member, whose CRC is checked."""
@@ -160,9 +151,8 @@ class Archive(Closeable):
         else:
             values = self._values_at(member.offset, member.size)
         if len(values) != member.size:
-            raise self._damaged(f"{name!r} does not have {member.size} bytes")
-        if member.crc is not None and zlib_ng.crc32(values.data) != member.crc:
-            raise self._damaged(f"{name!r} has another checksum")
+            raise self._checks.damaged(f"{name!r} does not have {member.size} bytes")
+        self._check_crc(member, zlib_ng.crc32(values.data))
         return values
 
     def read_start(self, name: str, count: int) -> bytes:
@@ -178,40 +168,37 @@ class Archive(Closeable):
             count = min(_CHUNK, member.stored - start)
             part = self._values_at(member.offset + start, count)
             crc = zlib_ng.crc32(part.data, crc)
+        self._check_crc(member, crc)
+
+    def _check_crc(self, member: Member, crc: int) -> None:
         if member.crc is not None and crc != member.crc:
-            raise self._damaged(f"{name!r} has another checksum")
+            raise self._checks.damaged(f"{member.name!r} does not match its checksum")
 
     def close(self) -> None:
         """Closes the archive."""
         self._file.close()
 
     def _unpacked(self, name: str, packed: bytes, count: int) -> bytes:
-        """At most the first `count` bytes that the bytes of a member stand for."""
+        """Inflates at most `count` bytes of a member."""
         try:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
         except zlib.error as error:
-            raise self._damaged(f"{name!r}: {error}") from error
+            raise self._checks.damaged(f"{name!r}: {error}") from error
 
     def _bytes_at(self, offset: int, count: int) -> bytes:
         return self._values_at(offset, count).tobytes()
 
     def _values_at(self, offset: int, count: int) -> np.ndarray:
         if offset < 0 or offset + count > self._size:
-            raise self._damaged("it ends too soon")
+            raise self._checks.damaged("it ends too soon")
         values = empty_bytes(count)
         if not fill(self._file, offset, values):
-            raise self._damaged("it ends too soon")
+            raise self._checks.damaged("it ends too soon")
         return values
 
-    def _damaged(self, reason: str) -> CorruptFileError:
-        return corrupt(self.source, self.kind, reason)
-
     def _unsafe(self, reason: str) -> UnsafeFileError:
-        return UnsafeFileError(
-            explain(
-                "This archive is built as no program that saves weights builds one.",
-                received=f"{self.source!r}: {reason}",
-                expected="plain members, stored or deflated, one after the other",
-                fix="do not use this file; nothing was changed",
-            )
+        return self._checks.unsafe(
+            "This archive has features that no program uses to save weights.",
+            reason,
+            "plain members, stored or deflated, one after the other",
         )

@@ -10,10 +10,9 @@ import numpy as np
 from tensorflow.core.framework import versions_pb2
 from tensorflow.core.util import saved_tensor_slice_pb2
 
-from tfdeep.checkpoints._limits import Limits, dtype_of, number_of_bytes
-from tfdeep.checkpoints._reader import Closeable
-from tfdeep.checkpoints._tf_index import Checks, Part
-from tfdeep.checkpoints._tf_table import Table
+from tfdeep.checkpoints._readers._reader import Closeable
+from tfdeep.checkpoints._readers._tf_index import Part, TFChecks
+from tfdeep.checkpoints._readers._tf_table import Table
 
 # The field of a tensor's message that holds values of a dtype. Most whole numbers are
 # kept in as many bytes as they need, so that one byte can become eight.
@@ -34,16 +33,13 @@ _TENSOR, _VERSIONS = 1, 2
 class V1File(Closeable):
     """Lists and reads the tensors of a checkpoint of the first format.
 
-    Every block of the file has a checksum, which is checked when it is read.
-
-    Attributes:
-        tensors: Dtype and shape of each tensor, by its name.
-        size: Bytes of the file.
+    Every block of the file has a checksum, which is checked when it is read. `tensors`
+    has the dtype and shape of each tensor, by its name.
     """
 
-    def __init__(self, source: str, path: str, kind: str, limits: Limits) -> None:
-        self._checks = Checks(source, kind, limits)
-        self._table = Table(source, path, kind, limits)
+    def __init__(self, path: str, checks: TFChecks) -> None:
+        self._checks = checks
+        self._table = Table(path, checks)
         self.size = self._table.size
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._parts: dict[str, list[Part]] = {}
@@ -56,7 +52,7 @@ class V1File(Closeable):
         listing = self._table.get(b"")
         if listing is None:
             raise checks.damaged("it does not list its tensors")
-        checks.limits.check_count(checks.source, "header_bytes", len(listing))
+        checks.count("header_bytes", len(listing))
         for number, meta in checks.fields(listing):
             if number != _META:
                 raise checks.damaged("its list of tensors holds values")
@@ -68,16 +64,19 @@ class V1File(Closeable):
 
     def _add(self, content: memoryview) -> None:
         checks = self._checks
-        checks.limits.check_count(checks.source, "tensors", len(self._parts) + 1)
+        checks.count("tensors", len(self._parts) + 1)
         meta = checks.parsed(saved_tensor_slice_pb2.SavedSliceMeta, content)
         name = meta.name
-        checks.limits.check_name(checks.source, name)
+        checks.name(name)
         if name in self._parts:
             raise checks.damaged(f"two tensors are called {name!r}")
-        dtype, shape = checks.dtype(name, meta.type), checks.shape(name, meta.shape)
+        dtype, shape = (
+            checks.dtype_name(name, meta.type),
+            checks.shape(name, meta.shape),
+        )
         self._parts[name] = checks.parts(name, shape, meta.slice)
         if dtype != "string":
-            number_of_bytes(checks.source, name, shape, dtype)
+            checks.nbytes(name, shape, dtype)
             self.tensors[name] = dtype, shape
 
     def read(self, name: str) -> np.ndarray:
@@ -88,7 +87,7 @@ class V1File(Closeable):
             return self._values(name, dtype, parts[0])
         return self._checks.joined(
             name,
-            dtype_of(self._checks.source, name, dtype),
+            self._checks.dtype(name, dtype),
             shape,
             ((part, self._values(name, dtype, part)) for part in parts),
         )
@@ -101,11 +100,11 @@ class V1File(Closeable):
         kind = saved_tensor_slice_pb2.SavedTensorSlices
         data = self._checks.parsed(kind, content, longest=None).data
         if data.name != name or dtype not in _FIELDS:
-            raise self._checks.damaged(f"the values of tensor {name!r} are others'")
-        numpy_dtype = dtype_of(self._checks.source, name, dtype)
+            raise self._checks.damaged(f"tensor {name!r} has values of another one")
+        numpy_dtype = self._checks.dtype(name, dtype)
         values = _numbers(getattr(data.data, _FIELDS[dtype]), numpy_dtype, dtype)
         if values is None or len(values) != math.prod(part.shape):
-            raise self._checks.damaged(f"tensor {name!r} has other values than listed")
+            raise self._checks.damaged(f"tensor {name!r} lacks some of its values")
         return values.reshape(part.shape)
 
     def close(self) -> None:

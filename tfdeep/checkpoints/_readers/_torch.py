@@ -2,9 +2,9 @@
 
 Such a file keeps its tensors' bytes in members of their own. `data.pkl`, a pickle,
 says which member, dtype, shape and strides each tensor has. A pickle is a program;
-here a small machine follows only those of its instructions that put together
-dictionaries, lists and tensors. Names of functions stay text, so nothing that the
-file names is ever imported or called.
+here a small machine runs only those of its instructions that build dictionaries,
+lists and tensors. Names of functions stay text, so nothing that the file names is
+ever imported or called.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import io
 import os
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from tfdeep._core._explain import explain
-from tfdeep.checkpoints._limits import Limits, dtype_of
-from tfdeep.checkpoints._reader import Reader, TensorInfo, corrupt
-from tfdeep.checkpoints._zip import Archive, Member
+from tfdeep.checkpoints._readers._checks import Checks, Limits
+from tfdeep.checkpoints._readers._reader import Reader
+from tfdeep.checkpoints._readers._tensors import TensorInfo
+from tfdeep.checkpoints._readers._zip import Archive, Member
 from tfdeep.errors import (
     CheckpointError,
     LimitError,
@@ -35,9 +35,9 @@ _DEPTH = 64
 _LARGEST_KEY = 1 << 60
 _FAULTS = (ValueError, IndexError, KeyError, TypeError, OverflowError)
 _SAVE_AGAIN = (
-    "where it was made, save `model.state_dict()` with torch.save, or as "
-    "safetensors; nothing was changed"
+    "where it was made, save `model.state_dict()` with torch.save, or as safetensors"
 )
+_STATE_DICT = "a state dict: tensors in dictionaries"
 
 _STORAGES = {
     **{"Double": "float64", "Float": "float32", "Half": "float16"},
@@ -62,19 +62,17 @@ _LEGACY_NUMBER = b"\x8a\nl\xfc\x9c"
 
 def is_legacy_torch(start: bytes) -> bool:
     """Whether a file that begins with these bytes is one that torch < 1.6 wrote."""
-    # From protocol 4 on, the length of a frame stands before the number.
+    # Since protocol 4 the length of a frame comes before the number.
     return start.startswith(b"\x80") and _LEGACY_NUMBER in start[2:16]
 
 
 def legacy_torch_error(source: str) -> UnknownFormatError:
     """The error for a file that torch < 1.6 wrote."""
-    return UnknownFormatError(
-        explain(
-            "This PyTorch checkpoint is in the format of before torch 1.6.",
-            received=f"{source!r}: a bare pickle",
-            expected="the zip archive that torch.save writes since 1.6",
-            fix="re-save it with torch >= 1.6 or as safetensors; nothing was changed",
-        )
+    return Checks(source, TorchReader.format, Limits()).unknown(
+        "This PyTorch checkpoint has the format that torch used before 1.6.",
+        "a bare pickle",
+        "the zip archive that torch.save writes since 1.6",
+        "save it again with torch >= 1.6 or as safetensors",
     )
 
 
@@ -86,7 +84,7 @@ class _Symbol:
 
 
 class _OrderedDict(dict[Any, Any]):
-    """Stands for the `OrderedDict` that a state dict is."""
+    """Takes the place of the `OrderedDict` that a state dict is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +113,7 @@ class TorchReader(Reader):
     A tensor's name is the keys of the dictionaries around it, joined by "/"; within a
     state dict names keep their dots: "model/layer1.0.conv1.weight". Items of lists
     and tuples are numbered. A file that is one tensor calls it "tensor". Numbers and
-    text are passed over. The archive carries a CRC of each storage, which is checked
+    text are ignored. The archive carries a CRC of each storage, which is checked
     when a tensor of it is read, unless the writer left it out.
     """
 
@@ -123,7 +121,7 @@ class TorchReader(Reader):
 
     def __init__(self, source: str, limits: Limits | None = None) -> None:
         super().__init__(source, limits)
-        self._archive = Archive(source, self.format, self.limits)
+        self._archive = Archive(self._checks)
         self._tensors: dict[str, _Tensor] = {}
         self._used: set[str] = set()
         self._shared: set[str] = set()
@@ -132,29 +130,28 @@ class TorchReader(Reader):
             self._list()
 
     def _list(self) -> None:
+        checks = self._checks
         top = self._top()
         self._check_byte_order(f"{top}/byteorder")
         pickled = f"{top}/data.pkl"
         size = self._archive.members[pickled].size
         if size > _PICKLE_BYTES:
-            raise _too_much(self.source, f"{pickled!r} of {size} bytes", _PICKLE_BYTES)
-        self.limits.check_count(self.source, "header_bytes", size)
+            raise _too_much(checks, f"{pickled!r} of {size} bytes", _PICKLE_BYTES)
+        checks.count("header_bytes", size)
         content = self._archive.read(pickled).tobytes()
-        machine = _Machine(self.source, f"{top}/data/", self._archive.members)
+        machine = _Machine(checks, f"{top}/data/", self._archive.members)
         infos: list[TensorInfo] = []
         try:
-            for path, tensor in _walk(self.source, machine.run(content)):
-                self.limits.check_count(self.source, "tensors", len(infos) + 1)
+            for path, tensor in _walk(checks, machine.run(content)):
+                checks.count("tensors", len(infos) + 1)
                 infos.append(self._info(path, tensor))
         except CheckpointError:
             raise
         except _FAULTS as error:
-            reason = f"{pickled!r}: {str(error)[:200]}"
-            raise corrupt(self.source, self.format, reason) from error
+            raise checks.damaged(f"{pickled!r}: {str(error)[:200]}") from error
         self._accept(infos, os.path.getsize(self.source))
         members = [self._archive.members[name] for name in (pickled, *self._used)]
-        is_checked = all(member.crc is not None for member in members)
-        self.integrity = "verified" if is_checked else "unverified"
+        self._set_integrity(all(member.crc is not None for member in members))
 
     def _top(self) -> str:
         """The directory within the archive that everything lies in."""
@@ -164,24 +161,20 @@ class TorchReader(Reader):
             if name.endswith("/data.pkl") and name.count("/") == 1
         ]
         if len(tops) != 1:
-            raise UnknownFormatError(
-                explain(
-                    "This archive is no PyTorch checkpoint.",
-                    received=f"{self.source!r}: {len(tops)} members 'data.pkl'",
-                    expected="an archive as torch.save writes it",
-                    fix=_SAVE_AGAIN,
-                )
+            raise self._checks.unknown(
+                "This archive is not a PyTorch checkpoint.",
+                f"{len(tops)} members 'data.pkl'",
+                "an archive as torch.save writes it",
+                _SAVE_AGAIN,
             )
         (top,) = tops
         script = (f"{top}/constants.pkl", f"{top}/code/")
         if any(name.startswith(script) for name in self._archive.members):
-            raise UnknownFormatError(
-                explain(
-                    "This is a TorchScript program, not a file of weights.",
-                    received=f"{self.source!r}: an archive with code",
-                    expected="a state dict: tensors in dictionaries",
-                    fix=_SAVE_AGAIN,
-                )
+            raise self._checks.unknown(
+                "This is a TorchScript program, not a file of weights.",
+                "an archive with code",
+                _STATE_DICT,
+                _SAVE_AGAIN,
             )
         return top
 
@@ -190,21 +183,18 @@ class TorchReader(Reader):
             return
         order = self._archive.read_start(name, 16)
         if order == b"big":
-            raise UnknownFormatError(
-                explain(
-                    "This PyTorch checkpoint was written on a big-endian machine.",
-                    received=f"{self.source!r}: byte order {order.decode()!r}",
-                    expected="byte order 'little'",
-                    fix="save it as safetensors there; nothing was changed",
-                )
+            raise self._checks.unknown(
+                "This PyTorch checkpoint was written on a big-endian machine.",
+                f"byte order {order.decode()!r}",
+                "byte order 'little'",
+                "save it as safetensors there",
             )
         if order != b"little":
-            reason = f"{name!r} says {order!r}"
-            raise corrupt(self.source, self.format, reason)
+            raise self._checks.damaged(f"{name!r} contains {order!r}")
 
     def _info(self, path: tuple[str, ...], tensor: _Tensor) -> TensorInfo:
         length = sum(map(len, path)) + len(path)
-        self.limits.check_count(self.source, "name_bytes", length)
+        self._checks.count("name_bytes", length)
         name = "/".join(path) if path else "tensor"
         member = tensor.storage.member
         (self._shared if member in self._used else self._used).add(member)
@@ -213,7 +203,7 @@ class TorchReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         info, tensor = self.info(name), self._tensors[name]
-        dtype = dtype_of(self.source, name, info.dtype)
+        dtype = self._checks.dtype(name, info.dtype)
         content = self._content(tensor.storage.member)
         if 0 in info.shape:
             return np.empty(info.shape, dtype)
@@ -246,16 +236,18 @@ class TorchReader(Reader):
 
 
 class _Machine:
-    """Follows the instructions of a pickle that only put values together.
+    """Runs those instructions of a pickle that only build values.
 
     Args:
-        source: The file, for messages.
+        checks: The checks of the file.
         folder: What the names of the members with values begin with.
         members: The members of the archive.
     """
 
-    def __init__(self, source: str, folder: str, members: Mapping[str, Member]) -> None:
-        self._source, self._folder, self._members = source, folder, members
+    def __init__(
+        self, checks: Checks, folder: str, members: Mapping[str, Member]
+    ) -> None:
+        self._checks, self._folder, self._members = checks, folder, members
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -312,15 +304,15 @@ class _Machine:
         opcodes = enumerate(pickletools.genops(file))
         for count, (opcode, argument, position) in opcodes:
             if count >= _OPCODES:
-                raise _too_much(self._source, "a pickle of more opcodes", _OPCODES)
+                raise _too_much(self._checks, "a pickle of more opcodes", _OPCODES)
             if (position == 0) != (opcode.name == "PROTO"):
-                raise ValueError("it does not begin as pickles do")
+                raise ValueError("it does not begin like a pickle")
             step = self._steps.get(opcode.name)
             if step is None:
-                raise _unsafe(self._source, f"the opcode {opcode.name}")
+                raise _unsafe(self._checks, f"the opcode {opcode.name}")
             step(argument)
         if file.read(1) or self._marked or len(self._stack) != 1:
-            raise ValueError("it does not end as pickles do")
+            raise ValueError("it does not end like a pickle")
         return self._stack.pop()
 
     def _push(self, value: Any) -> None:
@@ -346,19 +338,19 @@ class _Machine:
 
     def _recall(self, index: int) -> None:
         if index not in self._memo:
-            raise ValueError("it recalls what it never had")
+            raise ValueError("it recalls something that it never stored")
         self._push(self._memo[index])
 
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise ValueError("it appends to something that is no list")
+            raise ValueError("it appends to something that is not a list")
         target.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) not in (dict, _OrderedDict) or len(items) % 2:
-            raise ValueError("it sets items of something that is no dictionary")
+            raise ValueError("it sets items of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Longer numbers can be chosen to have one hash, which takes forever.
             if not isinstance(key, str) and not (
@@ -372,30 +364,29 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         module, name = self._pop(2)
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a name is no text")
+            raise ValueError("a name is not text")
         self._push(_Symbol(f"{module}.{name}"))
 
     def _call(self, called: Any, arguments: Any) -> Any:
         known = self._calls.get(called.name) if type(called) is _Symbol else None
         if known is None:
             self._refuse(called)
-            return None
         try:
             return known(*arguments)
         except TypeError as error:
-            reason = f"{called.name} has other arguments than it takes"
+            reason = f"{called.name} is called with the wrong arguments"
             raise ValueError(reason) from error
 
-    def _refuse(self, called: Any) -> None:
+    def _refuse(self, called: Any) -> NoReturn:
         if type(called) is not _Symbol:
-            raise ValueError("it calls something that is no function")
-        raise _unsafe(self._source, f"a call of {called.name[:200]!r}")
+            raise ValueError("it calls something that is not a function")
+        raise _unsafe(self._checks, f"a call of {called.name[:200]!r}")
 
     def _build(self, target: Any, state: Any) -> None:
         # torch.save keeps the versions of modules as attribute of the state dict.
         if type(target) is not _OrderedDict or type(state) is not dict:
             name = target.name if type(target) is _Symbol else type(target).__name__
-            raise _unsafe(self._source, f"attributes for {name[:200]!r}")
+            raise _unsafe(self._checks, f"attributes for {name[:200]!r}")
         self._push(target)
 
     def _storage(self, identity: Any) -> _Storage:
@@ -406,24 +397,22 @@ class _Machine:
         if kind != "storage" or type(symbol) is not _Symbol or type(key) is not str:
             raise ValueError("a storage is not described")
         if symbol.name not in (*_BY_STORAGE, *_UNTYPED):
-            raise UnknownFormatError(
-                explain(
-                    "This PyTorch checkpoint holds values of a kind that tfdeep "
-                    "does not read.",
-                    received=f"{self._source!r}: a {symbol.name[:200]!r}",
-                    expected="plain floating point numbers, integers or booleans",
-                    fix="save the weights in one of these; nothing was changed",
-                )
+            raise self._checks.unknown(
+                "This PyTorch checkpoint holds values of a type that tfdeep does not "
+                "read.",
+                f"a {symbol.name[:200]!r}",
+                "plain floating point numbers, integers or booleans",
+                "save the weights as one of these",
             )
         dtype = _BY_STORAGE.get(symbol.name)
-        itemsize = 1 if dtype is None else dtype_of(self._source, key, dtype).itemsize
+        itemsize = 1 if dtype is None else self._checks.dtype(key, dtype).itemsize
         (numel,) = _whole((count,))
         storage = _Storage(self._folder + key, dtype, numel * itemsize)
         member = self._members.get(storage.member)
         if member is None:
             raise ValueError(f"there is no storage {key[:80]!r}")
         if member.is_compressed:
-            raise _unsafe(self._source, f"the compressed storage {key[:80]!r}")
+            raise _unsafe(self._checks, f"the compressed storage {key[:80]!r}")
         if member.size != storage.nbytes:
             raise ValueError(
                 f"storage {key[:80]!r} of {member.size} bytes declares {storage.nbytes}"
@@ -450,16 +439,15 @@ class _Machine:
             raise ValueError("a tensor has no dtype")
         if metadata:
             # Values that are still to be conjugated or negated.
-            raise _unsafe(self._source, "a tensor with metadata")
+            raise _unsafe(self._checks, "a tensor with metadata")
         shape, strides, (offset,) = _whole(shape), _whole(strides), _whole((offset,))
         last = offset
         if 0 not in shape:
             last += 1 + sum(
                 (n - 1) * stride for n, stride in zip(shape, strides, strict=True)
             )
-        if len(shape) != len(strides) or last > storage.nbytes // (
-            dtype_of(self._source, storage.member, dtype).itemsize
-        ):
+        itemsize = self._checks.dtype(storage.member, dtype).itemsize
+        if len(shape) != len(strides) or last > storage.nbytes // itemsize:
             raise ValueError(f"a tensor lies outside its storage {storage.member!r}")
         return _Tensor(storage, dtype, offset, shape, strides)
 
@@ -469,8 +457,8 @@ class _Machine:
         offset: Any,
         shape: Any,
         strides: Any,
-        requires_grad: Any,
-        hooks: Any,
+        _requires_grad: Any,
+        _hooks: Any,
         symbol: Any,
         metadata: Any = None,
     ) -> _Tensor:
@@ -480,11 +468,11 @@ class _Machine:
         if type(storage) is not _Storage or storage.dtype not in (None, dtype):
             raise ValueError("a tensor has another dtype than its storage")
         return self._tensor(
-            storage, offset, shape, strides, requires_grad, hooks, metadata, dtype
+            storage, offset, shape, strides, None, None, metadata, dtype
         )
 
 
-# Opcodes whose argument is the value. Of the numbers, none has more than 255 bytes.
+# Opcodes whose argument is the value. No number among them has over 255 bytes.
 _PUSHED = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -494,18 +482,18 @@ _PUSHED = (
 
 def _parameter(tensor: Any, _requires_grad: Any, _hooks: Any, _: Any = None) -> _Tensor:
     if type(tensor) is not _Tensor:
-        raise ValueError("a parameter is no tensor")
+        raise ValueError("a parameter is not a tensor")
     return tensor
 
 
 def _whole(values: Any) -> tuple[int, ...]:
     """A tuple of whole numbers from 0 on, or an error."""
     if type(values) is not tuple or not all(type(n) is int and n >= 0 for n in values):
-        raise ValueError("a shape, stride or offset is none")
+        raise ValueError("a shape, stride or offset is invalid")
     return values
 
 
-def _walk(source: str, root: Any) -> Iterator[tuple[tuple[str, ...], _Tensor]]:
+def _walk(checks: Checks, root: Any) -> Iterator[tuple[tuple[str, ...], _Tensor]]:
     """Each tensor with the keys that lead to it.
 
     A pickle may put one list into itself, or twice into the next, and so on: depth
@@ -519,39 +507,34 @@ def _walk(source: str, root: Any) -> Iterator[tuple[tuple[str, ...], _Tensor]]:
         nonlocal visits
         if isinstance(value, _Tensor):
             yield path, value
+        if not isinstance(value, (dict, list, tuple)):
             return
         if len(path) >= _DEPTH:
             raise ValueError(f"it is nested more than {_DEPTH} deep")
         visits += 1 + len(value)
         if visits > _OPCODES:
-            raise _too_much(source, "more values", _OPCODES)
+            raise _too_much(checks, "more values", _OPCODES)
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             if isinstance(inner, (dict, list, tuple, _Tensor)):
                 yield from visit(inner, (*path, str(key)))
 
-    if isinstance(root, (dict, list, tuple, _Tensor)):
-        yield from visit(root, ())
+    yield from visit(root, ())
 
 
-def _unsafe(source: str, what: str) -> UnsafeFileError:
-    return UnsafeFileError(
-        explain(
-            "This PyTorch checkpoint asks for more than tensors; nothing of it was "
-            "run.",
-            received=f"{source!r}: {what}",
-            expected="a state dict: tensors in dictionaries",
-            fix=_SAVE_AGAIN,
-        )
+def _unsafe(checks: Checks, what: str) -> UnsafeFileError:
+    return checks.unsafe(
+        "This PyTorch checkpoint asks for more than tensors; nothing in it was run.",
+        what,
+        _STATE_DICT,
+        _SAVE_AGAIN,
     )
 
 
-def _too_much(source: str, what: str, limit: int) -> LimitError:
-    return LimitError(
-        explain(
-            "This PyTorch checkpoint declares more than may be read.",
-            received=f"{source!r}: {what}",
-            expected=f"at most {limit}",
-            fix=_SAVE_AGAIN,
-        )
+def _too_much(checks: Checks, what: str, limit: int) -> LimitError:
+    return checks.too_much(
+        "This PyTorch checkpoint declares more than tfdeep reads.",
+        what,
+        f"at most {limit}",
+        _SAVE_AGAIN,
     )
