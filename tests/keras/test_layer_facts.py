@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfdeep
-from tfdeep._keras import _living
+from tfdeep._keras import _owners
 from tfdeep._keras._layer_facts import (
     ACTIVATIONS,
     Shape,
@@ -78,9 +78,9 @@ def test_attention_has_a_unit_for_each_output_of_a_head():
     attention = layers.MultiHeadAttention(num_heads=2, key_dim=3)
     x = tf.zeros((1, 4, 5))
     attention(x, x)
-    found = _living.layers_of(attention.trainable_variables)
+    _owners.tell(attention)
     axes = {
-        v.path.split("/", 1)[1]: unit_axes(v, found[id(v)])
+        v.path.split("/", 1)[1]: unit_axes(v, _owners.layer_of(v))
         for v in attention.trainable_variables
     }
     assert axes["query/kernel"] == axes["key/kernel"] == axes["value/kernel"] == (0,)
@@ -101,9 +101,9 @@ def test_attention_has_a_unit_for_each_output_of_a_head():
 def test_the_rest_by_name_and_shape(layer, shape):
     layer = layer()
     layer(tf.zeros((2, *shape)))
-    found = _living.layers_of(layer.trainable_variables)
+    _owners.tell(layer)
     for v in layer.trainable_variables:
-        axes = unit_axes(v, found[id(v)])
+        axes = unit_axes(v, _owners.layer_of(v))
         if v.name in ("kernel", "recurrent_kernel", "pointwise_kernel"):
             assert axes == tuple(range(len(v.shape) - 1))
         elif v.name == "depthwise_kernel":
@@ -114,16 +114,8 @@ def test_the_rest_by_name_and_shape(layer, shape):
 
 def test_a_variable_without_a_layer_goes_by_its_shape():
     variable = keras.Variable(np.zeros((3, 4)), name="w")
-    assert _living.layers_of([variable]) == {}
+    assert _owners.layer_of(variable) is None
     assert unit_axes(variable) == (0,)
-
-
-def test_the_model_of_an_optimizer_is_found_through_its_wrappers():
-    inner = keras.optimizers.SGD()
-    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
-    model.compile(keras.optimizers.LossScaleOptimizer(inner), "mse")
-    assert _living.models_compiled_with(inner) == [model]
-    assert _living.models_compiled_with(keras.optimizers.SGD()) == []
 
 
 # Activations: each fact of the table against Keras' function, in float64.
