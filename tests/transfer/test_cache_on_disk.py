@@ -13,8 +13,9 @@ from keras import layers
 import tfdeep
 from tests import nets
 from tests.transfer import test_cache
+from tfdeep._core import _files
 from tfdeep.errors import CorruptCacheError, DataError, DiskFullError, ModelError
-from tfdeep.transfer import _disk
+from tfdeep.transfer import _frozen
 
 ROW_BYTES = 6 * 4 + 8  # hidden2's outputs and a label
 
@@ -52,7 +53,7 @@ def test_what_is_on_disk_is_what_would_be_in_memory(net, weighted, tmp_path):
         assert features.element_spec == in_memory.element_spec
         assert_same(elements(features), expected)
         assert (report.examples, report.batches, report.bytes) == (104, 7, first.bytes)
-    assert len(list(tmp_path.glob("*/shard-*.json"))) == 2
+    assert len(list(tmp_path.glob("*/shard-*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("optimizer", test_cache.OPTIMIZERS)
@@ -157,7 +158,7 @@ def test_a_dataset_that_does_not_repeat_itself_is_refused(way, tmp_path):
     model = frozen()
     with pytest.raises(DataError, match="in the same order each time it is read"):
         tfdeep.cache_frozen(model, data, tmp_path)
-    assert not list(tmp_path.glob("*/shard-*.json"))
+    assert not list(tmp_path.glob("*/shard-*.safetensors"))
     tfdeep.cache_frozen(model, data)  # in memory it is read once only
 
 
@@ -283,7 +284,7 @@ def test_features_in_half_the_bytes(dtype, limit, tmp_path):
 def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     model, data = frozen(), nets.dataset(count=300)
     ran = []
-    own = tfdeep.transfer._reading.Trunk._on_replicas
+    own = _frozen.FrozenPart._on_replicas
 
     def counted(self, x):
         ran.append(len(x))
@@ -291,11 +292,11 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return own(self, x)
 
-    monkeypatch.setattr(tfdeep.transfer._reading.Trunk, "_on_replicas", counted)
+    monkeypatch.setattr(_frozen.FrozenPart, "_on_replicas", counted)
     arguments = {"cache_dir": tmp_path, "shard_bytes": 64 * ROW_BYTES}
     with pytest.raises(KeyboardInterrupt):
         tfdeep.cache_frozen(model, data, **arguments)
-    assert len(list(tmp_path.glob("*/shard-*.json"))) == 3
+    assert len(list(tmp_path.glob("*/shard-*.safetensors"))) == 3
     ran[:] = [0] * 100
     _, features, report = tfdeep.cache_frozen(model, data, **arguments)
     assert sum(ran) == 300 - 192  # only what was missing
@@ -307,7 +308,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 def test_damage_is_an_error(damage, tmp_path):
     model, data = frozen(), nets.dataset()
     tfdeep.cache_frozen(model, data, tmp_path)
-    file = max(tmp_path.glob("*/*.bin"), key=lambda path: path.stat().st_size)
+    file = max(tmp_path.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
     if damage == "manifest":
         file = next(tmp_path.glob("*/manifest.json"))
     content = bytearray(file.read_bytes())
@@ -325,10 +326,10 @@ def test_damage_is_an_error(damage, tmp_path):
 
 
 def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(type(_disk.disk), "free", lambda self, path: 100)
+    monkeypatch.setattr(_files.Directory, "free", lambda self: 100)
     with pytest.raises(DiskFullError, match="does not fit the disk") as caught:
         tfdeep.cache_frozen(frozen(), nets.dataset(), tmp_path)
-    assert not list(tmp_path.glob("*/*.bin"))
+    assert not list(tmp_path.glob("*/*.safetensors"))
     assert caught.value.errno == errno.ENOSPC
 
 

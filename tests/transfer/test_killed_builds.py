@@ -4,7 +4,6 @@
 """
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import time
 import pytest
 
 from tests.transfer import builder
-from tfdeep.transfer._store import entries, open_entry, read_records
+from tfdeep._core._files import TEMPORARY
+from tfdeep.transfer._shards import Entry, entries
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -52,20 +52,20 @@ def test_killed_at_any_moment(tmp_path, request):
                     begun.add(int(shard[0]))
                 elif word == "done":
                     done.add(int(shard[0]))
-            directory = str(tmp_path / key)
-            records = set(read_records(directory, key)[1])
-            assert done <= records, "a finished shard is lost"
-            assert len(begun - records) <= 1, "more than one shard is lost"
-            table = open_entry(tmp_path, key)
+            directory = tmp_path / key
+            shards = set(Entry(tmp_path, key).finished())
+            assert done <= shards, "a finished shard is lost"
+            assert len(begun - shards) <= 1, "more than one shard is lost"
+            table = Entry(tmp_path, key).open()
             assert table or word != "complete"
-            interrupted += bool(records - finished and not table)
-            finished = records
+            interrupted += bool(shards - finished and not table)
+            finished = shards
             if table:
                 assert builder.wrong_rows(table) == 0
-                left_over += unnamed(directory, table)
+                left_over += temporary(directory)
                 completed, finished = completed + 1, set()
             else:
-                assert unnamed(directory) <= 2 * len(builder.COLUMNS)
+                assert temporary(directory) <= 2
     finally:
         forks.stdin.close()
         forks.kill()
@@ -74,15 +74,9 @@ def test_killed_at_any_moment(tmp_path, request):
     assert left_over <= completed / 10, "what the dead left behind piles up"
 
 
-def unnamed(directory, table=None):
-    """How many files there are that nothing names."""
-    _, records = read_records(directory, os.path.basename(directory))
-    shards = table.shards if table else records.values()
-    named = {file.name for shard in shards for file in shard.files}
-    return sum(
-        path.suffix in (".bin", ".tmp") and path.name not in named
-        for path in pathlib.Path(directory).glob("*")
-    )
+def temporary(directory):
+    """How many files there are that no writer has finished."""
+    return sum(bool(TEMPORARY.fullmatch(p.name)) for p in directory.glob(".*"))
 
 
 @needs_fork
@@ -96,5 +90,5 @@ def test_builders_and_readers_at_once_without_locks(tmp_path, request):
             timeout=120,
         )
         assert run.stdout == "failed 0\n", run.stdout + run.stderr
-        assert builder.wrong_rows(open_entry(tmp_path, key)) == 0
+        assert builder.wrong_rows(Entry(tmp_path, key).open()) == 0
     assert {entry.state for entry in entries(tmp_path)} == {"complete"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,18 +13,27 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._files import directory_at
 from tfdeep._core._records import Record, human_bytes, render_table
-from tfdeep.errors import InvalidArgumentError, ModelError
-from tfdeep.transfer._cut import cut, origin
-from tfdeep.transfer._examples import checked_dataset
+from tfdeep.errors import DataError, DiskFullError, InvalidArgumentError, ModelError
+from tfdeep.transfer._cut import Cut, cut, origin
+from tfdeep.transfer._dataset import BLOCK, Examples, checked_dataset, examples_of
+from tfdeep.transfer._features import Table, features_of, largest_difference, packing
 from tfdeep.transfer._freeze import watch_flags
-from tfdeep.transfer._reading import Trunk
-from tfdeep.transfer._table import features_of
-from tfdeep.transfer._tables import (
-    Cached,
-    cache_in_memory,
-    cache_on_disk,
-    common_seed,
+from tfdeep.transfer._frozen import (
+    FrozenPart,
+    build,
+    features_in_memory,
+    other_examples,
+)
+from tfdeep.transfer._key import entry_keys
+from tfdeep.transfer._progress import progress_bar
+from tfdeep.transfer._shards import (
+    Builder,
+    Column,
+    Entry,
+    StoredTable,
+    can_store,
 )
 
 _STORAGE = ("float16", "bfloat16", "float32", "float64")
@@ -236,15 +245,14 @@ def cache_frozen(
     parts = cut(model, in_training=variants > 1)
     watch_flags(parts.head)
     dataset = checked_dataset(parts.model, dataset, batch_size)
-    trunk = Trunk(parts, variants > 1, storage_dtype)
-    cached: Cached
+    frozen = FrozenPart(parts, variants > 1, storage_dtype)
     if cache_dir is None:
-        cached = cache_in_memory(dataset, trunk, variants, progress)
+        cached = _in_memory(dataset, frozen, variants, progress)
     else:
-        cached = cache_on_disk(
+        cached = _on_disk(
             parts,
             dataset,
-            trunk,
+            frozen,
             cache_dir=os.fspath(cache_dir),
             variants=variants,
             storage_dtype=storage_dtype,
@@ -253,20 +261,16 @@ def cache_frozen(
             dataset_id=dataset_id,
             progress=progress,
         )
-    pack = _packing(dataset.element_spec, parts.part.boundary)
-    features = features_of(
-        cached.tables, cached.sizes, shuffle, common_seed(model, cached), pack=pack
-    )
-
-    def compare(batches: int) -> float:
-        return _difference(model, parts.head, dataset.take(batches), cached, pack)
-
+    boundary = parts.part.boundary
+    pack = packing(dataset.element_spec, boundary)
+    seed = _common_seed(model, cached.key)
+    features = features_of(cached.tables, cached.sizes, shuffle, seed, pack)
     report = CacheReport(
         frozen_layers=parts.frozen_layers,
         head_layers=parts.head_layers,
         boundary=tuple(
-            CachedTensor(origin(t), tuple(t.shape[1:]), trunk.stored_dtype(t.dtype))
-            for t in parts.part.boundary
+            CachedTensor(origin(t), tuple(t.shape[1:]), frozen.stored_dtype(t.dtype))
+            for t in boundary
         ),
         examples=sum(cached.sizes),
         batches=len(cached.sizes),
@@ -278,45 +282,233 @@ def cache_frozen(
         key=cached.key,
         path=cached.path,
         found=cached.found,
-        _compare=compare,
+        _compare=lambda batches: largest_difference(
+            dataset.take(batches), model, parts.head, cached.tables[0], pack
+        ),
     )
     return parts.head, features, report
 
 
-def _packing(spec: Any, boundary: list[Any]) -> Callable[..., Any]:
-    """A function from the columns of a table to what the head is trained on."""
+@dataclasses.dataclass(frozen=True)
+class _Cached:
+    """The tables of a cache, one for each pass with the features' columns first.
 
-    def pack(*columns: tf.Tensor) -> Any:
-        features = [
-            tf.cast(column, tensor.dtype) if column.dtype != tensor.dtype else column
-            for column, tensor in zip(columns, boundary, strict=False)
-        ]
-        rest = keras.tree.pack_sequence_as(spec[1:], list(columns[len(boundary) :]))
-        return (tuple(features) if len(features) > 1 else features[0], *rest)
+    The rest is as in `CacheReport`; `sizes` are the numbers of examples in each batch.
+    """
 
-    return pack
+    tables: list[Table]
+    sizes: Sequence[int]
+    bytes: int
+    frozen_seconds: float
+    rounding: float
+    key: str | None = None
+    path: str | None = None
+    found: bool = False
 
 
-def _difference(
-    model: Any,
-    head: keras.Model,
+def _in_memory(
+    dataset: tf.data.Dataset, frozen: FrozenPart, variants: int, progress: bool | None
+) -> _Cached:
+    """Runs the frozen part over a dataset and keeps what it gives."""
+    tables: list[Table] = []
+    sizes: list[int] = []
+    steps = variants * int(dataset.cardinality())
+    with progress_bar("Running the frozen part", steps, progress) as advance:
+        for _ in range(variants):
+            batches = []
+            for batch in features_in_memory(dataset, frozen):
+                batches.append(batch)
+                advance(1)
+            columns = map(np.concatenate, zip(*batches, strict=True))
+            tables.append(Table([[column] for column in columns]))
+            found = [len(batch[0]) for batch in batches]
+            sizes = sizes or found
+            _check_same_batches(sizes, found)
+    return _Cached(
+        tables=tables,
+        sizes=sizes,
+        bytes=sum(table.bytes for table in tables),
+        frozen_seconds=frozen.seconds / variants,
+        rounding=frozen.rounding,
+    )
+
+
+def _on_disk(
+    parts: Cut,
     dataset: tf.data.Dataset,
-    cached: Cached,
-    pack: Callable[..., Any],
-) -> float:
-    largest, start = 0.0, 0
-    for x, *rest in dataset:
-        rows = len(keras.tree.flatten(rest)[0])
-        columns = cached.tables[0].take(tf.range(start, start + rows, dtype=tf.int64))
-        features, *_ = pack(*columns)
-        found = keras.tree.flatten(head(features, training=False))
-        expected = keras.tree.flatten(model(x, training=False))
-        for a, b in zip(found, expected, strict=True):
-            a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
-            scale = np.abs(b).max(initial=0.0) or 1.0
-            largest = max(largest, float(np.abs(a - b).max(initial=0.0) / scale))
-        start += rows
-    return largest
+    frozen: FrozenPart,
+    *,
+    cache_dir: str,
+    variants: int,
+    storage_dtype: str | None,
+    shard_bytes: int,
+    verify: bool,
+    dataset_id: str | None,
+    progress: bool | None,
+) -> _Cached:
+    """Finds the tables of a dataset in a cache, or builds what is missing."""
+    digests = parts.digests()
+    examples = examples_of(dataset) if dataset_id is None else None
+    told = ["dataset_id", str(dataset_id)]
+    if examples is not None:
+        told = ["content", examples.digest()]
+    spec = dataset.element_spec
+    keys = entry_keys(digests, told, spec, storage_dtype, variants)
+    stored = [Entry(cache_dir, key).open(verify) for key in keys]
+    found = None not in stored
+    if not found:
+        examples = examples or examples_of(dataset)
+        # Each feature once, in an order that is the same for every model.
+        frozen.order = [digests.index(digest) for digest in sorted(set(digests))]
+        columns = _columns(parts, frozen, examples)
+        row_bytes = sum(column.row_bytes for column in columns)
+        builders = [
+            Builder(
+                cache_dir,
+                key,
+                columns,
+                examples.rows,
+                shard_bytes=max(shard_bytes, BLOCK * row_bytes),
+                rows_multiple=BLOCK,
+            )
+            for key, table in zip(keys, stored, strict=True)
+            if table is None
+        ]
+        size = sum(builder.missing_bytes for builder in builders)
+        _check_room(cache_dir, size)
+        # Of examples that are augmented at random only the number is known.
+        is_random = variants > 1 and dataset_id is not None
+        expected = None if is_random else examples
+        steps = sum(len(builder.shards) for builder in builders)
+        share = _share(parts.model)
+        with progress_bar(f"Caching {human_bytes(size)}", steps, progress) as advance:
+            for builder in builders:
+                for _ in build(builder, dataset, frozen, expected, *share):
+                    advance(1)
+                builder.finish(_description(parts, variants))
+        stored = [Entry(cache_dir, key).open(verify=False) for key in keys]
+    tables = [table for table in stored if table is not None]
+    extras = [shard.extra for table in tables for shard in table.shards]
+    seconds = sum(float(extra.get("seconds", 0.0)) for extra in extras)
+    return _Cached(
+        tables=[_in_order(table, digests) for table in tables],
+        sizes=_sizes(dataset, examples, tables[0].rows),
+        bytes=sum(table.bytes for table in tables),
+        frozen_seconds=seconds / variants,
+        rounding=max(float(extra.get("rounding", 0.0)) for extra in extras),
+        key=keys[0],
+        path=os.path.join(cache_dir, keys[0]),
+        found=found,
+    )
+
+
+def _columns(parts: Cut, frozen: FrozenPart, examples: Examples) -> list[Column]:
+    """What the rows of the table are: features, labels, weights."""
+    x, *rest = examples.first
+    boundary = [parts.part.boundary[i] for i in frozen.order]
+    features = [(t.shape[1:], frozen.stored_dtype(t.dtype)) for t in boundary]
+    if any(None in shape for shape, _ in features):
+        features = [(tensor.shape[1:], tensor.dtype.name) for tensor in frozen(x)]
+        frozen.seconds = 0.0
+    kinds = {"features": features}
+    for name, part in zip(("labels", "sample_weights"), rest, strict=False):
+        tensors = keras.tree.flatten(part)
+        kinds[name] = [(tensor.shape[1:], tensor.dtype.name) for tensor in tensors]
+    columns = [
+        Column(name if len(found) == 1 else f"{name}-{i}", dtype, tuple(shape))
+        for name, found in kinds.items()
+        for i, (shape, dtype) in enumerate(found)
+    ]
+    refused = [c.dtype for c in columns if not can_store(c.dtype)]
+    if refused:
+        raise DataError(
+            explain(
+                "Text cannot be cached on disk."
+                if "string" in refused
+                else "Numbers of this dtype cannot be cached on disk.",
+                received=f"labels, weights or features of dtype {listing(refused)}",
+                expected="numbers, in a dtype of NumPy or bfloat16",
+                fix="map labels to numbers (keras.layers.StringLookup) in the "
+                "dataset, or cache in memory (cache_dir=None); nothing was written",
+            )
+        )
+    return columns
+
+
+def _in_order(stored: StoredTable, digests: Sequence[str]) -> Table:
+    """The table with its features in the order of this model's boundary."""
+    known = sorted(set(digests))
+    features = [stored.arrays[known.index(digest)] for digest in digests]
+    return Table([*features, *stored.arrays[len(known) :]])
+
+
+def _sizes(
+    dataset: tf.data.Dataset, examples: Examples | None, rows: int
+) -> Sequence[int]:
+    """The number of examples in each batch of a dataset with so many examples."""
+    if examples is None:
+        count = int(dataset.cardinality())
+        size = examples_of(dataset.take(1)).rows
+        if (count - 1) * size < rows <= count * size:
+            return [*[size] * (count - 1), rows - (count - 1) * size]
+        examples = examples_of(dataset)
+    if examples.rows != rows:
+        raise other_examples(f"{examples.rows} examples where the cache has {rows}")
+    return examples.sizes
+
+
+def _check_same_batches(first: Sequence[int], found: Sequence[int]) -> None:
+    if first != found:
+        raise DataError(
+            explain(
+                "The dataset does not give the same batches each time it is read.",
+                received=f"{sum(found)} examples in {len(found)} batches after "
+                f"{sum(first)} in {len(first)}",
+                expected="passes that differ in their augmentation only",
+                fix="give a dataset of fixed length; nothing was changed",
+            )
+        )
+
+
+def _description(parts: Cut, variants: int) -> dict[str, Any]:
+    return {
+        "model": parts.model.name,
+        "frozen_layers": listing(parts.frozen_layers, limit=8),
+        "boundary": listing(map(origin, parts.part.boundary), limit=8),
+        "variants": variants,
+    }
+
+
+def _check_room(cache_dir: str, needed: int) -> None:
+    free = directory_at(cache_dir).free()
+    if free is not None and needed > free:
+        raise DiskFullError(
+            explain(
+                f"The cache does not fit the disk of {cache_dir!r}.",
+                received=f"{human_bytes(free)} free",
+                expected=f"{human_bytes(needed)}",
+                fix="make room, choose another cache_dir, or "
+                "`storage_dtype='float16'` for half the size; nothing was written",
+            )
+        )
+
+
+def _common_seed(model: Any, key: str | None) -> int | None:
+    """The seed of shuffles where several workers have to draw the same ones."""
+    _, workers = _share(model)
+    return int(key[:7] if key else "0", 16) if workers > 1 else None
+
+
+def _share(model: Any) -> tuple[int, int]:
+    """The number of this worker among those of the strategy, and how many there are."""
+    resolver = model.distribute_strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return 0, 1
+    cluster = resolver.cluster_spec().as_dict()
+    kinds = ("chief", "worker")
+    workers = [(k, i) for k in kinds for i, _ in enumerate(cluster.get(k, []))]
+    here = (resolver.task_type, resolver.task_id)
+    return (workers.index(here), len(workers)) if here in workers else (0, 1)
 
 
 def _check_arguments(

@@ -1,14 +1,20 @@
-"""The dataset that `cache_frozen` reads: checked, and in batches."""
+"""The dataset that `cache_frozen` reads: checked, in batches, and told from others."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdeep._core._digests import bytes_of
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep.errors import DataError
+
+# Examples that share a digest. Shards hold whole blocks, so that what a builder reads
+# can be compared with what was read before the shard is finished.
+BLOCK = 64
 
 
 def checked_dataset(
@@ -106,5 +112,63 @@ def _described(spec: Any) -> str:
     return f"one tensor of shape {getattr(spec, 'shape', '?')}"
 
 
-def rows(batch: tuple[Any, ...]) -> tf.Tensor:
-    return tf.shape(keras.tree.flatten(batch)[0])[0]
+class Examples:
+    """How many examples a dataset gives, in which batches, and their digests.
+
+    The digests do not depend on how the examples come in batches.
+
+    Attributes:
+        sizes: Number of examples in each batch that was seen.
+        first: The first batch.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.first: Any = None
+        self._blocks: list[bytes] = []
+        self._parts: list[Any] = []  # a digest for each tensor of the open block
+        self._count = 0  # examples in the open block
+
+    @property
+    def rows(self) -> int:
+        """Number of examples."""
+        return sum(self.sizes)
+
+    def digest(self, rows: range | None = None) -> str:
+        """One digest for some examples, which begin and end with a block, or all."""
+        rows = range(self.rows) if rows is None else rows
+        blocks = self._blocks[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+        return hashlib.sha256(b"".join(blocks)).hexdigest()
+
+    def add(self, batch: Any) -> int:
+        """Adds a batch of tensors; returns its number of examples."""
+        self.first = batch if self.first is None else self.first
+        leaves = [tensor.numpy() for tensor in keras.tree.flatten(batch)]
+        start, rows = 0, len(leaves[0])
+        self.sizes.append(rows)
+        while start < rows:
+            stop = min(rows, start + BLOCK - self._count)
+            self._parts = self._parts or [hashlib.sha256() for _ in leaves]
+            for part, leaf in zip(self._parts, leaves, strict=True):
+                part.update(bytes_of(leaf[start:stop]))
+            self._count += stop - start
+            if self._count == BLOCK:
+                self.end()
+            start = stop
+        return rows
+
+    def end(self) -> None:
+        """Ends the last block, which may be a short one."""
+        if self._count:
+            parts = b"".join(part.digest() for part in self._parts)
+            self._blocks.append(hashlib.sha256(parts).digest())
+        self._parts, self._count = [], 0
+
+
+def examples_of(dataset: tf.data.Dataset) -> Examples:
+    """Reads a dataset in batches once."""
+    examples = Examples()
+    for batch in dataset:
+        examples.add(batch)
+    examples.end()
+    return examples
