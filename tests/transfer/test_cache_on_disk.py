@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from safetensors.numpy import load_file
 
 import tfdeep
 from tests import nets
@@ -374,3 +375,97 @@ def test_replicas_train_as_one_device_does(where, tmp_path):
             head.compile(keras.optimizers.SGD(0.1, momentum=0.9), nets.LOSS)
         head.fit(features, epochs=3, verbose=0)
     assert nets.largest_difference(alone, model) <= 1e-6
+
+
+class TestHowOftenTheDatasetIsRead:
+    """Beside what is read to know the examples, one pass builds an entry."""
+
+    @pytest.fixture
+    def read(self):
+        """A dataset, and the numbers of the examples that were read from it."""
+        numbers = []
+        x, y = nets.examples(100)
+
+        def one(i):
+            numbers.append(int(i))
+            return x[i], y[i]
+
+        spec = [tf.float32, tf.int64]
+
+        def load(i):
+            features, label = tf.numpy_function(one, [i], spec)
+            return tf.ensure_shape(features, [8]), tf.ensure_shape(label, [])
+
+        return tf.data.Dataset.range(100).map(load).batch(10), numbers
+
+    @pytest.mark.parametrize(
+        ("arguments", "first", "again"),
+        [
+            ({}, 2, 1),
+            ({"shuffle": True, "shard_bytes": 1}, 2, 1),
+            ({"dataset_id": "mine"}, 2, 0.1),
+            ({"variants": 3}, 4, 1),
+        ],
+        ids=str,
+    )
+    def test_on_disk(self, arguments, first, again, read, tmp_path):
+        model, (data, numbers) = frozen(), read
+        for found, passes in ((False, first), (True, again)):
+            numbers.clear()
+            report = tfdeep.cache_frozen(model, data, tmp_path, **arguments)[2]
+            assert report.found == found
+            assert len(numbers) == 100 * passes
+
+    def test_in_memory(self, read):
+        model, (data, numbers) = frozen(), read
+        _, features, _ = tfdeep.cache_frozen(model, data)
+        for _ in features:
+            pass
+        assert numbers == list(range(100))
+
+    def test_unknown_shapes_cost_no_reading(self, read, tmp_path):
+        data, numbers = read
+        inputs = keras.Input((None, 2))
+        x = layers.Dense(3, name="hidden1")(inputs)
+        x = layers.Dense(2, name="outputs")(layers.GlobalMaxPooling1D()(x))
+        model = keras.Model(inputs, x)
+        tfdeep.freeze(model, "hidden1")
+        data = data.map(lambda x, y: (tf.reshape(x, [-1, 4, 2]), y))
+        tfdeep.cache_frozen(model, data, tmp_path)
+        assert len(numbers) == 200
+
+
+def test_a_cache_dir_that_gfile_knows():
+    model, data = frozen(), nets.dataset(count=104)
+    _, in_memory, _ = tfdeep.cache_frozen(model, data)
+    cache_dir = "ram://features/of a net"
+    for found in (False, True):
+        _, features, report = tfdeep.cache_frozen(
+            model, data, cache_dir, shard_bytes=64 * ROW_BYTES
+        )
+        assert report.found == found
+        assert report.path == f"{cache_dir}/{report.key}"
+        assert_same(elements(features), elements(in_memory))
+        assert report.check() <= 1e-6
+    names = tf.io.gfile.listdir(report.path)
+    assert sum(name.endswith(".safetensors") for name in names) == 2
+    (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries
+    assert (entry.state, entry.rows) == ("complete", 104)
+    tfdeep.transfer.remove_cache(cache_dir)
+    assert tfdeep.transfer.list_cache(cache_dir).entries == ()
+
+
+def test_a_feature_that_the_head_takes_twice(tmp_path):
+    """Two equal layers give one column, which a model with one of them finds."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    twins = [layers.Dense(4, name=f"hidden{i}") for i in range(2)]
+    both = layers.Concatenate()([twin(inputs) for twin in twins])
+    model = keras.Model(inputs, layers.Dense(nets.CLASSES, name="outputs")(both))
+    twins[1].set_weights(twins[0].get_weights())
+    tfdeep.freeze(model, ["hidden0", "hidden1"])
+    model.get_layer("outputs").trainable = True
+    _, _, report = tfdeep.cache_frozen(model, nets.dataset(), tmp_path)
+    assert report.check() <= 1e-6
+    (path,) = tmp_path.glob("*/*.safetensors")
+    assert set(load_file(path)) == {"features", "labels"}

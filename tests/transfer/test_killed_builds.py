@@ -33,6 +33,7 @@ def test_killed_at_any_moment(tmp_path, request):
         stdout=subprocess.PIPE,
         text=True,
     )
+    whole = time_of_a_build(forks)
     completed = interrupted = left_over = 0
     finished = set()  # shards of the entry at hand
     try:
@@ -41,7 +42,7 @@ def test_killed_at_any_moment(tmp_path, request):
             print(key, file=forks.stdin, flush=True)
             word, child = forks.stdout.readline().split()
             assert word == "child"
-            time.sleep(rng.uniform(0, 0.04))
+            time.sleep(rng.uniform(0, whole))
             os.kill(int(child), signal.SIGKILL)
 
             begun, done = set(), set(finished)
@@ -72,6 +73,19 @@ def test_killed_at_any_moment(tmp_path, request):
         forks.wait()
     assert completed > 1 and interrupted > kills / 10
     assert left_over <= completed / 10, "what the dead left behind piles up"
+
+
+def time_of_a_build(forks):
+    """In seconds, on this machine."""
+    print("whole", file=forks.stdin, flush=True)
+    _, child = forks.stdout.readline().split()
+    begin = time.perf_counter()
+    while forks.stdout.readline() != "complete\n":
+        pass
+    seconds = time.perf_counter() - begin
+    os.kill(int(child), signal.SIGKILL)
+    assert forks.stdout.readline() == "dead\n"
+    return seconds
 
 
 def temporary(directory):

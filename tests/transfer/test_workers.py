@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import tfdeep
 from tests.transfer import worker
-from tfdeep.transfer._cache import _common_seed
 from tfdeep.transfer._features import Table, features_of
+from tfdeep.transfer._passes import _common_seed
 
 ROOT = pathlib.Path(worker.__file__).parents[2]
 
@@ -74,8 +74,8 @@ def test_two_workers_build_one_cache_and_train_from_it(tmp_path):
 def test_a_worker_that_dies_loses_nothing(tmp_path):
     survivor, dead, cache_dir = (tmp_path / n for n in ("a.npz", "b.npz", "cache"))
     arguments = [[survivor, "builds", 0], [dead, "builds", 6]]
-    (code, output), (killed, _) = run(cache_dir, arguments)
-    assert killed == -9
+    (code, output), (killed, last_words) = run(cache_dir, arguments)
+    assert killed == -9, last_words[-3000:]
     assert code == 0, output[-3000:]
     assert np.load(survivor)["examples"] == worker.COUNT
     (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries

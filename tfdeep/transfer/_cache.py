@@ -5,36 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain, listing
-from tfdeep._core._files import directory_at
 from tfdeep._core._records import Record, human_bytes, render_table
-from tfdeep.errors import DataError, DiskFullError, InvalidArgumentError, ModelError
-from tfdeep.transfer._cut import Cut, cut, origin
-from tfdeep.transfer._dataset import BLOCK, Examples, checked_dataset, examples_of
+from tfdeep.errors import InvalidArgumentError, ModelError
+from tfdeep.transfer._cut import cut, origin
+from tfdeep.transfer._dataset import UserDataset, checked_dataset
 from tfdeep.transfer._features import Table, features_of, largest_difference, packing
 from tfdeep.transfer._freeze import watch_flags
-from tfdeep.transfer._frozen import (
-    FrozenPart,
-    build,
-    features_in_memory,
-    other_examples,
-)
-from tfdeep.transfer._key import entry_keys
-from tfdeep.transfer._progress import progress_bar
-from tfdeep.transfer._shards import (
-    Builder,
-    Column,
-    Entry,
-    StoredTable,
-    can_store,
-)
+from tfdeep.transfer._frozen import FrozenPart
+from tfdeep.transfer._passes import passes_in_memory, passes_on_disk
 
 _STORAGE = ("float16", "bfloat16", "float32", "float64")
 
@@ -46,7 +31,7 @@ class CachedTensor:
     Attributes:
         layer: Name of the layer that gives it.
         shape: Its shape for one example.
-        dtype: The dtype in which it is cached.
+        dtype: The dtype in which it is passes.
     """
 
     layer: str
@@ -64,7 +49,7 @@ class CacheReport(Record):
         boundary: The tensors that are cached for each example.
         examples: Number of examples.
         batches: Number of batches.
-        variants: Number of passes that are cached.
+        variants: Number of passes that are passes.
         bytes: Size of the cached features, labels and weights, in bytes.
         seconds: Time that this call took, in seconds.
         frozen_seconds: Time that the frozen part takes for one epoch, in seconds.
@@ -180,12 +165,19 @@ def cache_frozen(
     The boundary is found from the `trainable` flags. It may consist of several
     tensors, as within a residual block, and may run through an inner model.
 
-    With `cache_dir` the features outlive the process. An entry is found again by a
-    digest of all it depends on: the frozen part's operations and the last bit of its
-    weights, dtypes, the examples and their order, the versions of TensorFlow and Keras
-    (major and minor). Layer names, batch sizes and what the head looks like do not
-    count. An interrupted call goes on at the first shard that is missing, several
-    processes may build one entry at once, and a damaged entry is an error.
+    With `cache_dir` the features outlive the process, in `.safetensors` files that any
+    tool can open. An entry is found again by a digest of all it depends on: the frozen
+    part's operations and the last bit of its weights, dtypes, the examples and their
+    order, the versions of TensorFlow and Keras (major and minor). Layer names, batch
+    sizes and what the head looks like do not count. An interrupted call goes on at the
+    first shard that is missing, several processes may build one entry at once, and a
+    damaged entry is an error.
+
+    On this machine a file of an entry is there whole or not at all, and locks keep two
+    processes from computing the same shard. Where a file system has no locks or does
+    not rename atomically, this rests on less: temporary names are unique, a key stands
+    for one content, and the manifest, without which nothing is read, comes last.
+    What is not on this machine is read from a copy in its temporary directory.
 
     To know the examples, a call with `cache_dir` reads the dataset once without
     running the model, and once more to build. `dataset_id` spares the first reading of
@@ -197,7 +189,8 @@ def cache_frozen(
             sample_weights)`, in batches or, with `batch_size`, of single examples. On
             disk it has to give the same examples in the same order each time it is
             read: shuffle with `shuffle=True` instead of in the dataset.
-        cache_dir: Directory of the cache, which is made if need be; None holds the
+        cache_dir: Directory of the cache, which is made if need be: a local path, or
+            one that `tf.io.gfile` knows, such as `gs://bucket/cache`. None holds the
             features in memory.
         batch_size: Number of examples a batch. None keeps the dataset's batches.
         shuffle: Whether the features come in a new order of all examples each epoch.
@@ -205,9 +198,10 @@ def cache_frozen(
             the frozen part acts, and epoch `e` gives pass `e mod variants`.
         storage_dtype: "float16" or "bfloat16" to store features in half the bytes;
             they are given out in the boundary's own dtype. None stores that.
-        shard_bytes: Size of the files on disk, in bytes; what a killed call loses.
+        shard_bytes: Size of the files on disk, in bytes: what a killed call loses, and
+            what is held in memory to write one. An entry has 256 files at most.
         verify: Whether to check every byte of an entry before it is used, at some
-            gigabytes a second, or sizes and counts only.
+            gigabytes a second, or sizes and headers only.
         dataset_id: A name for the examples and their order, in place of their digest.
             It is for you to change it when they change.
         progress: Whether to show a progress bar on standard error. None shows it in a
@@ -244,14 +238,14 @@ def cache_frozen(
     started = time.perf_counter()
     parts = cut(model, in_training=variants > 1)
     watch_flags(parts.head)
-    dataset = checked_dataset(parts.model, dataset, batch_size)
+    data = UserDataset(checked_dataset(parts.model, dataset, batch_size))
     frozen = FrozenPart(parts, variants > 1, storage_dtype)
     if cache_dir is None:
-        cached = _in_memory(dataset, frozen, variants, progress)
+        passes = passes_in_memory(parts, data, frozen, variants, progress)
     else:
-        cached = _on_disk(
+        passes = passes_on_disk(
             parts,
-            dataset,
+            data,
             frozen,
             cache_dir=os.fspath(cache_dir),
             variants=variants,
@@ -262,9 +256,10 @@ def cache_frozen(
             progress=progress,
         )
     boundary = parts.part.boundary
-    pack = packing(dataset.element_spec, boundary)
-    seed = _common_seed(model, cached.key)
-    features = features_of(cached.tables, cached.sizes, shuffle, seed, pack)
+    pack = packing(data.spec, boundary)
+    tables = [Table(columns) for columns in passes.tables]
+    sizes = passes.sizes or data.sizes(tables[0].rows)
+    features = features_of(tables, sizes, shuffle, passes.seed, pack)
     report = CacheReport(
         frozen_layers=parts.frozen_layers,
         head_layers=parts.head_layers,
@@ -272,243 +267,21 @@ def cache_frozen(
             CachedTensor(origin(t), tuple(t.shape[1:]), frozen.stored_dtype(t.dtype))
             for t in boundary
         ),
-        examples=sum(cached.sizes),
-        batches=len(cached.sizes),
+        examples=tables[0].rows,
+        batches=len(sizes),
         variants=variants,
-        bytes=cached.bytes,
+        bytes=passes.bytes,
         seconds=time.perf_counter() - started,
-        frozen_seconds=cached.frozen_seconds,
-        rounding=cached.rounding,
-        key=cached.key,
-        path=cached.path,
-        found=cached.found,
+        frozen_seconds=passes.frozen_seconds,
+        rounding=passes.rounding,
+        key=passes.key,
+        path=passes.path,
+        found=passes.found,
         _compare=lambda batches: largest_difference(
-            dataset.take(batches), model, parts.head, cached.tables[0], pack
+            data.batches.take(batches), model, parts.head, tables[0], pack
         ),
     )
     return parts.head, features, report
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cached:
-    """The tables of a cache, one for each pass with the features' columns first.
-
-    The rest is as in `CacheReport`; `sizes` are the numbers of examples in each batch.
-    """
-
-    tables: list[Table]
-    sizes: Sequence[int]
-    bytes: int
-    frozen_seconds: float
-    rounding: float
-    key: str | None = None
-    path: str | None = None
-    found: bool = False
-
-
-def _in_memory(
-    dataset: tf.data.Dataset, frozen: FrozenPart, variants: int, progress: bool | None
-) -> _Cached:
-    """Runs the frozen part over a dataset and keeps what it gives."""
-    tables: list[Table] = []
-    sizes: list[int] = []
-    steps = variants * int(dataset.cardinality())
-    with progress_bar("Running the frozen part", steps, progress) as advance:
-        for _ in range(variants):
-            batches = []
-            for batch in features_in_memory(dataset, frozen):
-                batches.append(batch)
-                advance(1)
-            columns = map(np.concatenate, zip(*batches, strict=True))
-            tables.append(Table([[column] for column in columns]))
-            found = [len(batch[0]) for batch in batches]
-            sizes = sizes or found
-            _check_same_batches(sizes, found)
-    return _Cached(
-        tables=tables,
-        sizes=sizes,
-        bytes=sum(table.bytes for table in tables),
-        frozen_seconds=frozen.seconds / variants,
-        rounding=frozen.rounding,
-    )
-
-
-def _on_disk(
-    parts: Cut,
-    dataset: tf.data.Dataset,
-    frozen: FrozenPart,
-    *,
-    cache_dir: str,
-    variants: int,
-    storage_dtype: str | None,
-    shard_bytes: int,
-    verify: bool,
-    dataset_id: str | None,
-    progress: bool | None,
-) -> _Cached:
-    """Finds the tables of a dataset in a cache, or builds what is missing."""
-    digests = parts.digests()
-    examples = examples_of(dataset) if dataset_id is None else None
-    told = ["dataset_id", str(dataset_id)]
-    if examples is not None:
-        told = ["content", examples.digest()]
-    spec = dataset.element_spec
-    keys = entry_keys(digests, told, spec, storage_dtype, variants)
-    stored = [Entry(cache_dir, key).open(verify) for key in keys]
-    found = None not in stored
-    if not found:
-        examples = examples or examples_of(dataset)
-        # Each feature once, in an order that is the same for every model.
-        frozen.order = [digests.index(digest) for digest in sorted(set(digests))]
-        columns = _columns(parts, frozen, examples)
-        row_bytes = sum(column.row_bytes for column in columns)
-        builders = [
-            Builder(
-                cache_dir,
-                key,
-                columns,
-                examples.rows,
-                shard_bytes=max(shard_bytes, BLOCK * row_bytes),
-                rows_multiple=BLOCK,
-            )
-            for key, table in zip(keys, stored, strict=True)
-            if table is None
-        ]
-        size = sum(builder.missing_bytes for builder in builders)
-        _check_room(cache_dir, size)
-        # Of examples that are augmented at random only the number is known.
-        is_random = variants > 1 and dataset_id is not None
-        expected = None if is_random else examples
-        steps = sum(len(builder.shards) for builder in builders)
-        share = _share(parts.model)
-        with progress_bar(f"Caching {human_bytes(size)}", steps, progress) as advance:
-            for builder in builders:
-                for _ in build(builder, dataset, frozen, expected, *share):
-                    advance(1)
-                builder.finish(_description(parts, variants))
-        stored = [Entry(cache_dir, key).open(verify=False) for key in keys]
-    tables = [table for table in stored if table is not None]
-    extras = [shard.extra for table in tables for shard in table.shards]
-    seconds = sum(float(extra.get("seconds", 0.0)) for extra in extras)
-    return _Cached(
-        tables=[_in_order(table, digests) for table in tables],
-        sizes=_sizes(dataset, examples, tables[0].rows),
-        bytes=sum(table.bytes for table in tables),
-        frozen_seconds=seconds / variants,
-        rounding=max(float(extra.get("rounding", 0.0)) for extra in extras),
-        key=keys[0],
-        path=os.path.join(cache_dir, keys[0]),
-        found=found,
-    )
-
-
-def _columns(parts: Cut, frozen: FrozenPart, examples: Examples) -> list[Column]:
-    """What the rows of the table are: features, labels, weights."""
-    x, *rest = examples.first
-    boundary = [parts.part.boundary[i] for i in frozen.order]
-    features = [(t.shape[1:], frozen.stored_dtype(t.dtype)) for t in boundary]
-    if any(None in shape for shape, _ in features):
-        features = [(tensor.shape[1:], tensor.dtype.name) for tensor in frozen(x)]
-        frozen.seconds = 0.0
-    kinds = {"features": features}
-    for name, part in zip(("labels", "sample_weights"), rest, strict=False):
-        tensors = keras.tree.flatten(part)
-        kinds[name] = [(tensor.shape[1:], tensor.dtype.name) for tensor in tensors]
-    columns = [
-        Column(name if len(found) == 1 else f"{name}-{i}", dtype, tuple(shape))
-        for name, found in kinds.items()
-        for i, (shape, dtype) in enumerate(found)
-    ]
-    refused = [c.dtype for c in columns if not can_store(c.dtype)]
-    if refused:
-        raise DataError(
-            explain(
-                "Text cannot be cached on disk."
-                if "string" in refused
-                else "Numbers of this dtype cannot be cached on disk.",
-                received=f"labels, weights or features of dtype {listing(refused)}",
-                expected="numbers, in a dtype of NumPy or bfloat16",
-                fix="map labels to numbers (keras.layers.StringLookup) in the "
-                "dataset, or cache in memory (cache_dir=None); nothing was written",
-            )
-        )
-    return columns
-
-
-def _in_order(stored: StoredTable, digests: Sequence[str]) -> Table:
-    """The table with its features in the order of this model's boundary."""
-    known = sorted(set(digests))
-    features = [stored.arrays[known.index(digest)] for digest in digests]
-    return Table([*features, *stored.arrays[len(known) :]])
-
-
-def _sizes(
-    dataset: tf.data.Dataset, examples: Examples | None, rows: int
-) -> Sequence[int]:
-    """The number of examples in each batch of a dataset with so many examples."""
-    if examples is None:
-        count = int(dataset.cardinality())
-        size = examples_of(dataset.take(1)).rows
-        if (count - 1) * size < rows <= count * size:
-            return [*[size] * (count - 1), rows - (count - 1) * size]
-        examples = examples_of(dataset)
-    if examples.rows != rows:
-        raise other_examples(f"{examples.rows} examples where the cache has {rows}")
-    return examples.sizes
-
-
-def _check_same_batches(first: Sequence[int], found: Sequence[int]) -> None:
-    if first != found:
-        raise DataError(
-            explain(
-                "The dataset does not give the same batches each time it is read.",
-                received=f"{sum(found)} examples in {len(found)} batches after "
-                f"{sum(first)} in {len(first)}",
-                expected="passes that differ in their augmentation only",
-                fix="give a dataset of fixed length; nothing was changed",
-            )
-        )
-
-
-def _description(parts: Cut, variants: int) -> dict[str, Any]:
-    return {
-        "model": parts.model.name,
-        "frozen_layers": listing(parts.frozen_layers, limit=8),
-        "boundary": listing(map(origin, parts.part.boundary), limit=8),
-        "variants": variants,
-    }
-
-
-def _check_room(cache_dir: str, needed: int) -> None:
-    free = directory_at(cache_dir).free()
-    if free is not None and needed > free:
-        raise DiskFullError(
-            explain(
-                f"The cache does not fit the disk of {cache_dir!r}.",
-                received=f"{human_bytes(free)} free",
-                expected=f"{human_bytes(needed)}",
-                fix="make room, choose another cache_dir, or "
-                "`storage_dtype='float16'` for half the size; nothing was written",
-            )
-        )
-
-
-def _common_seed(model: Any, key: str | None) -> int | None:
-    """The seed of shuffles where several workers have to draw the same ones."""
-    _, workers = _share(model)
-    return int(key[:7] if key else "0", 16) if workers > 1 else None
-
-
-def _share(model: Any) -> tuple[int, int]:
-    """The number of this worker among those of the strategy, and how many there are."""
-    resolver = model.distribute_strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return 0, 1
-    cluster = resolver.cluster_spec().as_dict()
-    kinds = ("chief", "worker")
-    workers = [(k, i) for k in kinds for i, _ in enumerate(cluster.get(k, []))]
-    here = (resolver.task_type, resolver.task_id)
-    return (workers.index(here), len(workers)) if here in workers else (0, 1)
 
 
 def _check_arguments(

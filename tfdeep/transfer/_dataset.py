@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -112,6 +114,46 @@ def _described(spec: Any) -> str:
     return f"one tensor of shape {getattr(spec, 'shape', '?')}"
 
 
+class UserDataset:
+    """A dataset in batches, which is read once when it is asked what it holds.
+
+    Attributes:
+        batches: The dataset.
+        spec: Its `element_spec`.
+    """
+
+    def __init__(self, batches: tf.data.Dataset) -> None:
+        self.batches = batches
+        self.spec = batches.element_spec
+
+    @functools.cached_property
+    def examples(self) -> Examples:
+        """What it holds: this reads it, the first time."""
+        examples = Examples()
+        for batch in self.batches:
+            examples.add(batch)
+        examples.end()
+        return examples
+
+    def sizes(self, rows: int) -> Sequence[int]:
+        """The number of examples in each batch, if there are so many in all.
+
+        One batch is read if the others can be told from it.
+
+        Raises:
+            DataError: If there is another number of examples.
+        """
+        if "examples" not in vars(self):
+            count = int(self.batches.cardinality())
+            size = len(keras.tree.flatten(next(iter(self.batches)))[0])
+            if (count - 1) * size < rows <= count * size:
+                return [*[size] * (count - 1), rows - (count - 1) * size]
+        if self.examples.rows != rows:
+            found = f"{self.examples.rows} examples where the cache has {rows}"
+            raise other_examples(found)
+        return self.examples.sizes
+
+
 class Examples:
     """How many examples a dataset gives, in which batches, and their digests.
 
@@ -165,10 +207,14 @@ class Examples:
         self._parts, self._count = [], 0
 
 
-def examples_of(dataset: tf.data.Dataset) -> Examples:
-    """Reads a dataset in batches once."""
-    examples = Examples()
-    for batch in dataset:
-        examples.add(batch)
-    examples.end()
-    return examples
+def other_examples(received: str) -> DataError:
+    """The error for a `dataset_id` that stands for other examples."""
+    return DataError(
+        explain(
+            "`dataset_id` names a cache of other examples.",
+            received=received,
+            expected="the same examples in the same order under one dataset_id",
+            fix="another dataset_id, or None to have the examples compared; nothing "
+            "was changed",
+        )
+    )
