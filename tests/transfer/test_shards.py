@@ -277,6 +277,15 @@ class TestLocks:
         builder.build(tmp_path, KEY)
         assert builder.wrong_rows(open_entry(tmp_path, KEY)) == 0
 
+    def test_a_whole_entry_is_left_to_its_readers(self, tmp_path):
+        """A builder that has cut the rows otherwise comes too late."""
+        one = builder.builder(tmp_path, KEY)
+        other = builder.builder(tmp_path, KEY, shard_bytes=10**6)
+        assert one.shards != other.shards
+        builder.build(tmp_path, KEY)
+        other.write(0, builder.blocks(range(builder.ROWS)), {})
+        assert builder.wrong_rows(open_entry(tmp_path, KEY)) == 0
+
     def test_a_system_without_locks(self, tmp_path, monkeypatch):
         monkeypatch.setattr(_files, "fcntl", None)
         builder.build(tmp_path, KEY)

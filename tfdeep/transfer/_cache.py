@@ -238,7 +238,8 @@ def cache_frozen(
     started = time.perf_counter()
     parts = cut(model, in_training=variants > 1)
     watch_flags(parts.head)
-    data = UserDataset(checked_dataset(parts.model, dataset, batch_size))
+    dataset = checked_dataset(parts.model, dataset, batch_size)
+    data = UserDataset(dataset)
     frozen = FrozenPart(parts, variants > 1, storage_dtype)
     if cache_dir is None:
         passes = passes_in_memory(parts, data, frozen, variants, progress)
@@ -278,7 +279,7 @@ def cache_frozen(
         path=passes.path,
         found=passes.found,
         _compare=lambda batches: largest_difference(
-            data.batches.take(batches), model, parts.head, tables[0], pack
+            dataset.take(batches), model, parts.head, tables[0], pack
         ),
     )
     return parts.head, features, report
@@ -293,7 +294,44 @@ def _check_arguments(
     shard_bytes: Any,
     verify: Any,
 ) -> None:
-    def check(is_right: bool, received: str, expected: str, fix: str) -> None:
+    whole = "a whole number > 0"
+    checks = [
+        (
+            cache_dir is None
+            or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
+            f"cache_dir={cache_dir!r}",
+            "a directory, or None to hold the features in memory",
+            "cache_dir='cache'",
+        ),
+        (
+            batch_size is None or _is_whole(batch_size),
+            f"batch_size={batch_size!r}",
+            f"{whole}, in examples, or None to keep the dataset's batches",
+            "batch_size=32",
+        ),
+        (
+            _is_whole(variants),
+            f"variants={variants!r}",
+            f"{whole}: how many passes to cache",
+            "variants=4",
+        ),
+        (
+            storage_dtype is None or storage_dtype in _STORAGE,
+            f"storage_dtype={storage_dtype!r}",
+            f"one of {listing(_STORAGE)}, or None",
+            "storage_dtype='float16'",
+        ),
+        (
+            _is_whole(shard_bytes),
+            f"shard_bytes={shard_bytes!r}",
+            f"{whole}, in bytes",
+            "shard_bytes=128_000_000",
+        ),
+    ]
+    for name, value in (("shuffle", shuffle), ("verify", verify)):
+        is_flag = isinstance(value, bool)
+        checks.append((is_flag, f"{name}={value!r}", "True or False", f"{name}=True"))
+    for is_right, received, expected, fix in checks:
         if not is_right:
             raise InvalidArgumentError(
                 explain(
@@ -303,45 +341,6 @@ def _check_arguments(
                     fix=f"for example `{fix}`; nothing was changed",
                 )
             )
-
-    check(
-        cache_dir is None
-        or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
-        f"cache_dir={cache_dir!r}",
-        "a directory, or None to hold the features in memory",
-        "cache_dir='cache'",
-    )
-    check(
-        batch_size is None or _is_whole(batch_size),
-        f"batch_size={batch_size!r}",
-        "a whole number > 0, in examples, or None to keep the dataset's batches",
-        "batch_size=32",
-    )
-    for name, value in (("shuffle", shuffle), ("verify", verify)):
-        check(
-            isinstance(value, bool),
-            f"{name}={value!r}",
-            "True or False",
-            f"{name}=True",
-        )
-    check(
-        _is_whole(variants),
-        f"variants={variants!r}",
-        "a whole number > 0: how many passes to cache",
-        "variants=4",
-    )
-    check(
-        storage_dtype is None or storage_dtype in _STORAGE,
-        f"storage_dtype={storage_dtype!r}",
-        f"one of {listing(_STORAGE)}, or None",
-        "storage_dtype='float16'",
-    )
-    check(
-        _is_whole(shard_bytes),
-        f"shard_bytes={shard_bytes!r}",
-        "a whole number > 0, in bytes",
-        "shard_bytes=128_000_000",
-    )
 
 
 def _is_whole(value: Any) -> bool:
