@@ -224,9 +224,15 @@ class TestResuming:
     )
     def test_rows_of_another_kind(self, change, tmp_path):
         unfinished = builder.builder(tmp_path, KEY)
-        with pytest.raises(InvalidArgumentError, match="no rows of the column"):
+        with pytest.raises(InvalidArgumentError, match="rows do not fit the column"):
             unfinished.write(0, [change(builder.content(range(4)))], {})
         self.check_nothing_is_left(unfinished, tmp_path)
+
+    def test_there_are_never_more_shards_than_a_process_opens_files(self, tmp_path):
+        columns = [Column("x", "int8", ())]
+        table = Builder(tmp_path, KEY, columns, 10**6, shard_bytes=1, rows_multiple=64)
+        assert 200 < len(table.shards) <= 256
+        assert sum(map(len, table.shards)) == 10**6
 
     @pytest.mark.parametrize("key", ["", "../up", "a/b", ".", "a" * 129, "é", None])
     def test_keys(self, key, tmp_path):

@@ -132,7 +132,11 @@ def origin(tensor: Any) -> str:
 
 
 def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
-    """The rest of the graph, from new inputs in the place of the boundary."""
+    """The rest of the graph, from new inputs in the place of the boundary.
+
+    `keras.Model(boundary, outputs)` fails where a layer that gives the boundary is
+    called again behind it: Keras takes each of its calls for an input.
+    """
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
         for tensor in part.boundary

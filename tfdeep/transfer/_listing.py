@@ -70,7 +70,7 @@ def list_cache(cache_dir: str | os.PathLike[str]) -> CacheListing:
         raise CacheError(
             explain(
                 "There is no such cache.",
-                received=f"{os.fspath(cache_dir)!r}, which is no directory",
+                received=f"{os.fspath(cache_dir)!r}, which is not a directory",
                 expected="the `cache_dir` of `cache_frozen`",
                 fix="check the path; nothing was changed",
             )

@@ -100,10 +100,10 @@ def passes_on_disk(
 ) -> Passes:
     """Finds the passes over a dataset in a cache, or builds what is missing."""
     digests = parts.digests()
-    told = ["dataset_id", str(dataset_id)]
+    named = ["dataset_id", str(dataset_id)]
     if dataset_id is None:
-        told = ["content", dataset.examples.digest()]
-    keys = entry_keys(digests, told, dataset.spec, storage_dtype, variants)
+        named = ["content", dataset.examples.digest()]
+    keys = entry_keys(digests, named, dataset.spec, storage_dtype, variants)
     stored = [Entry(cache_dir, key).open(verify) for key in keys]
     found = None not in stored
     if not found:

@@ -18,7 +18,7 @@ system has no locks and does not rename atomically, what is relied on is that th
 manifest comes last, that temporary names are unique, and that a key stands for one
 content.
 
-This module knows nothing of TensorFlow.
+This module does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ class Entry:
             CorruptCacheError: If a file is damaged, cut or missing.
             CacheError: If there is no such entry.
         """
-        self._names_of_ours()
+        self._own_names()
         whole = self._whole()
         shards = self.finished().values() if whole is None else whole[0]
         with self._files.copied(shard.name for shard in shards) as copy:
@@ -321,10 +321,10 @@ class Entry:
         """Removes it, whole or not. Whoever reads it goes on reading.
 
         Raises:
-            CacheError: If there is no such entry, or there is something else in it.
+            CacheError: If there is no such entry, or it holds other files.
         """
         # The manifest first: what is left when this is interrupted is a half entry.
-        for name in sorted(self._names_of_ours(), key=lambda n: (n != MANIFEST, n)):
+        for name in sorted(self._own_names(), key=lambda n: (n != MANIFEST, n)):
             self._files.remove(name)
         try:
             self._files.remove_itself()
@@ -338,14 +338,14 @@ class Entry:
                 )
             ) from error
 
-    def _names_of_ours(self) -> list[str]:
+    def _own_names(self) -> list[str]:
         """The names of its files; an error if one is not ours."""
         path = self._files.path
         if os.path.islink(path) or not self._files.exists():
             raise CacheError(
                 explain(
                     f"There is no cache entry {self._key!r}.",
-                    received=f"{path!r}, which is no directory",
+                    received=f"{path!r}, which is not a directory",
                     expected="the key of an entry",
                     fix="`tfdeep cache ls` shows the keys; nothing was changed",
                 )
@@ -355,7 +355,7 @@ class Entry:
         if foreign:
             raise CacheError(
                 explain(
-                    f"{path!r} holds something else than a cache entry.",
+                    f"{path!r} holds files that are not part of a cache entry.",
                     received=listing(foreign),
                     expected="files that `cache_frozen` has written, and no others",
                     fix="move these elsewhere; nothing was changed",
@@ -659,7 +659,7 @@ class Builder(Entry):
                 if array.shape != wanted or array.dtype != column.numpy_dtype:
                     raise InvalidArgumentError(
                         explain(
-                            f"These are no rows of the column {column.name!r}.",
+                            f"The rows do not fit the column {column.name!r}.",
                             received=f"{array.dtype} of shape {array.shape}",
                             expected=f"{column.dtype} of shape {wanted}",
                             fix="make every batch alike; the shard was not written",
