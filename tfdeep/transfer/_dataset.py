@@ -145,7 +145,7 @@ class UserDataset:
         """
         if "examples" not in vars(self):
             count = int(self.batches.cardinality())
-            size = len(keras.tree.flatten(next(iter(self.batches)))[0])
+            size = len(keras.tree.flatten(next(iter(self.batches.take(1))))[0])
             if (count - 1) * size < rows <= count * size:
                 return [*[size] * (count - 1), rows - (count - 1) * size]
         if self.examples.rows != rows:
