@@ -403,7 +403,7 @@ class TestHowOftenTheDatasetIsRead:
         [
             ({}, 2, 1),
             ({"shuffle": True, "shard_bytes": 1}, 2, 1),
-            ({"dataset_id": "mine"}, 2, 0.1),
+            ({"dataset_id": "mine"}, 2, "a batch"),
             ({"variants": 3}, 4, 1),
         ],
         ids=str,
@@ -414,7 +414,10 @@ class TestHowOftenTheDatasetIsRead:
             numbers.clear()
             report = tfdeep.cache_frozen(model, data, tmp_path, **arguments)[2]
             assert report.found == found
-            assert len(numbers) == 100 * passes
+            if passes == "a batch":
+                assert 10 <= len(numbers) < 50  # tf.data may read ahead
+            else:
+                assert len(numbers) == 100 * passes
 
     def test_in_memory(self, read):
         model, (data, numbers) = frozen(), read
