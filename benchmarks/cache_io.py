@@ -30,9 +30,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import tensorflow as tf
 
-from tfdeep.transfer._build import Builder
-from tfdeep.transfer._store import Column, open_entry
-from tfdeep.transfer._table import DiskTable, MemoryTable, features_of
+from tfdeep.transfer._features import Table, features_of
+from tfdeep.transfer._shards import Builder, Column, Entry
 
 WIDTH = 1280
 WRITE_AT_LEAST, READ_AT_LEAST = 0.6, 0.5
@@ -48,12 +47,13 @@ def write_plain(rows, path, batch):
 
 def write_store(rows, path, batch, shard_bytes):
     column = Column("features", "float32", (rows.shape[1],))
-    builder = Builder(path, "bench", [column], len(rows), {}, shard_bytes)
+    builder = Builder(path, "bench", [column], len(rows), shard_bytes)
     for number, shard in enumerate(builder.shards):
-        with builder.writer(number) as writer:
-            for start in range(shard.start, shard.stop, batch):
-                writer.append([rows[start : min(start + batch, shard.stop)]])
-    builder.finish()
+        starts = range(shard.start, shard.stop, batch)
+        blocks = ([rows[start : min(start + batch, shard.stop)]] for start in starts)
+        with builder.claim(number):
+            builder.write(number, blocks, {})
+    builder.finish({})
 
 
 def copy(rows):
@@ -103,11 +103,11 @@ def compare_store(rows, directory, options):
     report("store, write", seconds["store"], size, seconds["plain"], WRITE_AT_LEAST)
 
     begin = time.perf_counter()
-    stored = open_entry(store, "bench")
+    stored = Entry(store, "bench").open()
     verify = [time.perf_counter() - begin]
     sizes = [batch] * (len(rows) // batch)
     sizes += [len(rows) % batch] * (len(rows) % batch > 0)
-    on_disk, in_memory = DiskTable(stored), MemoryTable([rows])
+    on_disk, in_memory = Table(stored.arrays), Table([[rows]])
     seconds = rounds_of(
         {
             "copy": (copy, rows),

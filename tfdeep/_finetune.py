@@ -24,7 +24,7 @@ from tfdeep.diagnostics import Finding
 from tfdeep.errors import InvalidArgumentError
 from tfdeep.transfer import CacheReport
 from tfdeep.transfer._cache import cache_frozen
-from tfdeep.transfer._examples import checked_dataset
+from tfdeep.transfer._dataset import checked_dataset
 from tfdeep.transfer._freeze import freeze as freeze_variables
 from tfdeep.transfer._freeze import unfreeze as unfreeze_variables
 

@@ -24,9 +24,8 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 
-from tfdeep.transfer import _disk  # noqa: E402
-from tfdeep.transfer._build import Builder  # noqa: E402
-from tfdeep.transfer._store import Column, open_entry  # noqa: E402
+from tfdeep._core import _files  # noqa: E402
+from tfdeep.transfer._shards import Builder, Column, Entry  # noqa: E402
 
 ROWS, SHARD_BYTES = 70, 1500
 COLUMNS = [
@@ -47,43 +46,42 @@ def content(rows):
 
 
 def builder(cache_dir, key, **arguments):
-    arguments = {"shard_bytes": SHARD_BYTES, "description": {"by": "a test"}} | (
-        arguments
+    return Builder(
+        cache_dir, key, COLUMNS, ROWS, **{"shard_bytes": SHARD_BYTES, **arguments}
     )
-    return Builder(cache_dir, key, COLUMNS, ROWS, **arguments)
 
 
-def build(cache_dir, key, said=lambda *words: None, order=None, force=False):
+def blocks(rows):
+    for start in range(rows.start, rows.stop, 10):
+        yield content(range(start, min(start + 10, rows.stop)))
+
+
+def build(cache_dir, key, said=lambda *words: None, order=None):
     """Builds what is missing of an entry."""
     entry = builder(cache_dir, key)
     while not entry.is_complete():
-        done = entry.committed()
+        done = entry.finished()
         if len(done) == len(entry.shards):
             break
         for number in order or range(len(entry.shards)):
             if number in done:
                 continue
-            with entry.writer(number, {"shard": number}, force=force) as writer:
-                if writer is None:
+            with entry.claim(number) as is_wanted:
+                if not is_wanted:
                     time.sleep(0.001)
                     continue
                 said("begun", number)
-                rows = entry.shards[number]
-                for start in range(rows.start, rows.stop, 10):
-                    writer.append(content(range(start, min(start + 10, rows.stop))))
+                entry.write(number, blocks(entry.shards[number]), {"shard": number})
             said("done", number)
-    entry.finish()
+    entry.finish({"by": "a test"})
     said("complete")
 
 
 def wrong_rows(table):
     """How many rows of a table are not what they should be."""
     wrong = np.zeros(ROWS, bool)
-    for i, (column, right) in enumerate(
-        zip(table.layout.columns, content(range(ROWS)), strict=True)
-    ):
-        parts = [np.fromfile(path, column.numpy_dtype) for path in table.paths(i)]
-        found = np.concatenate(parts).reshape(ROWS, -1)
+    for arrays, right in zip(table.arrays, content(range(ROWS)), strict=True):
+        found = np.concatenate(arrays).reshape(ROWS, -1)
         wrong |= (found != right.reshape(ROWS, -1)).any(1)
     return int(wrong.sum())
 
@@ -106,7 +104,7 @@ def forks(cache_dir):
 
 def race(cache_dir, key, builders, readers):
     """Builders and readers of one entry at once, each lock granted to everyone."""
-    _disk.disk.lock = lambda descriptor: True
+    _files._take_lock = lambda descriptor: True
     children = []
     for i in range(builders + readers):
         child = os.fork()
@@ -116,7 +114,7 @@ def race(cache_dir, key, builders, readers):
                     numbers = list(range(len(builder(cache_dir, key).shards)))
                     random.Random(i).shuffle(numbers)
                     build(cache_dir, key, order=numbers)
-                while (table := open_entry(cache_dir, key)) is None:
+                while (table := Entry(cache_dir, key).open()) is None:
                     time.sleep(0.001)
                 os._exit(wrong_rows(table) > 0)
             except BaseException as error:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from safetensors.numpy import load_file
 
 import tfdeep
 from tests import nets
 from tests.transfer import test_cache
+from tfdeep._core import _files
 from tfdeep.errors import CorruptCacheError, DataError, DiskFullError, ModelError
-from tfdeep.transfer import _disk
+from tfdeep.transfer import _frozen
 
 ROW_BYTES = 6 * 4 + 8  # hidden2's outputs and a label
 
@@ -52,7 +54,7 @@ def test_what_is_on_disk_is_what_would_be_in_memory(net, weighted, tmp_path):
         assert features.element_spec == in_memory.element_spec
         assert_same(elements(features), expected)
         assert (report.examples, report.batches, report.bytes) == (104, 7, first.bytes)
-    assert len(list(tmp_path.glob("*/shard-*.json"))) == 2
+    assert len(list(tmp_path.glob("*/shard-*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("optimizer", test_cache.OPTIMIZERS)
@@ -157,7 +159,7 @@ def test_a_dataset_that_does_not_repeat_itself_is_refused(way, tmp_path):
     model = frozen()
     with pytest.raises(DataError, match="in the same order each time it is read"):
         tfdeep.cache_frozen(model, data, tmp_path)
-    assert not list(tmp_path.glob("*/shard-*.json"))
+    assert not list(tmp_path.glob("*/shard-*.safetensors"))
     tfdeep.cache_frozen(model, data)  # in memory it is read once only
 
 
@@ -283,7 +285,7 @@ def test_features_in_half_the_bytes(dtype, limit, tmp_path):
 def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     model, data = frozen(), nets.dataset(count=300)
     ran = []
-    own = tfdeep.transfer._reading.Trunk._on_replicas
+    own = _frozen.FrozenPart._on_replicas
 
     def counted(self, x):
         ran.append(len(x))
@@ -291,11 +293,11 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return own(self, x)
 
-    monkeypatch.setattr(tfdeep.transfer._reading.Trunk, "_on_replicas", counted)
+    monkeypatch.setattr(_frozen.FrozenPart, "_on_replicas", counted)
     arguments = {"cache_dir": tmp_path, "shard_bytes": 64 * ROW_BYTES}
     with pytest.raises(KeyboardInterrupt):
         tfdeep.cache_frozen(model, data, **arguments)
-    assert len(list(tmp_path.glob("*/shard-*.json"))) == 3
+    assert len(list(tmp_path.glob("*/shard-*.safetensors"))) == 3
     ran[:] = [0] * 100
     _, features, report = tfdeep.cache_frozen(model, data, **arguments)
     assert sum(ran) == 300 - 192  # only what was missing
@@ -307,7 +309,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 def test_damage_is_an_error(damage, tmp_path):
     model, data = frozen(), nets.dataset()
     tfdeep.cache_frozen(model, data, tmp_path)
-    file = max(tmp_path.glob("*/*.bin"), key=lambda path: path.stat().st_size)
+    file = max(tmp_path.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
     if damage == "manifest":
         file = next(tmp_path.glob("*/manifest.json"))
     content = bytearray(file.read_bytes())
@@ -325,10 +327,10 @@ def test_damage_is_an_error(damage, tmp_path):
 
 
 def test_a_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(type(_disk.disk), "free", lambda self, path: 100)
+    monkeypatch.setattr(_files.Directory, "free", lambda self: 100)
     with pytest.raises(DiskFullError, match="does not fit the disk") as caught:
         tfdeep.cache_frozen(frozen(), nets.dataset(), tmp_path)
-    assert not list(tmp_path.glob("*/*.bin"))
+    assert not list(tmp_path.glob("*/*.safetensors"))
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -373,3 +375,100 @@ def test_replicas_train_as_one_device_does(where, tmp_path):
             head.compile(keras.optimizers.SGD(0.1, momentum=0.9), nets.LOSS)
         head.fit(features, epochs=3, verbose=0)
     assert nets.largest_difference(alone, model) <= 1e-6
+
+
+class TestHowOftenTheDatasetIsRead:
+    """Beside what is read to know the examples, one pass builds an entry."""
+
+    @pytest.fixture
+    def read(self):
+        """A dataset, and the numbers of the examples that were read from it."""
+        numbers = []
+        x, y = nets.examples(100)
+
+        def one(i):
+            numbers.append(int(i))
+            return x[i], y[i]
+
+        spec = [tf.float32, tf.int64]
+
+        def load(i):
+            features, label = tf.numpy_function(one, [i], spec)
+            return tf.ensure_shape(features, [8]), tf.ensure_shape(label, [])
+
+        return tf.data.Dataset.range(100).map(load).batch(10), numbers
+
+    @pytest.mark.parametrize(
+        ("arguments", "first", "again"),
+        [
+            ({}, 2, 1),
+            ({"shuffle": True, "shard_bytes": 1}, 2, 1),
+            ({"dataset_id": "mine"}, 2, "a batch"),
+            ({"variants": 3}, 4, 1),
+        ],
+        ids=str,
+    )
+    def test_on_disk(self, arguments, first, again, read, tmp_path):
+        model, (data, numbers) = frozen(), read
+        for found, passes in ((False, first), (True, again)):
+            numbers.clear()
+            report = tfdeep.cache_frozen(model, data, tmp_path, **arguments)[2]
+            assert report.found == found
+            if passes == "a batch":
+                assert 10 <= len(numbers) < 50  # tf.data may read ahead
+            else:
+                assert len(numbers) == 100 * passes
+
+    def test_in_memory(self, read):
+        model, (data, numbers) = frozen(), read
+        _, features, _ = tfdeep.cache_frozen(model, data)
+        for _ in features:
+            pass
+        assert numbers == list(range(100))
+
+    def test_unknown_shapes_cost_no_reading(self, read, tmp_path):
+        data, numbers = read
+        inputs = keras.Input((None, 2))
+        x = layers.Dense(3, name="hidden1")(inputs)
+        x = layers.Dense(2, name="outputs")(layers.GlobalMaxPooling1D()(x))
+        model = keras.Model(inputs, x)
+        tfdeep.freeze(model, "hidden1")
+        data = data.map(lambda x, y: (tf.reshape(x, [-1, 4, 2]), y))
+        tfdeep.cache_frozen(model, data, tmp_path)
+        assert len(numbers) == 200
+
+
+def test_a_cache_dir_that_gfile_knows():
+    model, data = frozen(), nets.dataset(count=104)
+    _, in_memory, _ = tfdeep.cache_frozen(model, data)
+    cache_dir = "ram://features/of a net"
+    for found in (False, True):
+        _, features, report = tfdeep.cache_frozen(
+            model, data, cache_dir, shard_bytes=64 * ROW_BYTES
+        )
+        assert report.found == found
+        assert report.path == f"{cache_dir}/{report.key}"
+        assert_same(elements(features), elements(in_memory))
+        assert report.check() <= 1e-6
+    names = tf.io.gfile.listdir(report.path)
+    assert sum(name.endswith(".safetensors") for name in names) == 2
+    (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries
+    assert (entry.state, entry.rows) == ("complete", 104)
+    tfdeep.transfer.remove_cache(cache_dir)
+    assert tfdeep.transfer.list_cache(cache_dir).entries == ()
+
+
+def test_a_feature_that_the_head_takes_twice(tmp_path):
+    """Two equal layers give one column, which a model with one of them finds."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    twins = [layers.Dense(4, name=f"hidden{i}") for i in range(2)]
+    both = layers.Concatenate()([twin(inputs) for twin in twins])
+    model = keras.Model(inputs, layers.Dense(nets.CLASSES, name="outputs")(both))
+    twins[1].set_weights(twins[0].get_weights())
+    tfdeep.freeze(model, ["hidden0", "hidden1"])
+    model.get_layer("outputs").trainable = True
+    _, _, report = tfdeep.cache_frozen(model, nets.dataset(), tmp_path)
+    assert report.check() <= 1e-6
+    (path,) = tmp_path.glob("*/*.safetensors")
+    assert set(load_file(path)) == {"features", "labels"}

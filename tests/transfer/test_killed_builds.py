@@ -4,7 +4,6 @@
 """
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import time
 import pytest
 
 from tests.transfer import builder
-from tfdeep.transfer._store import entries, open_entry, read_records
+from tfdeep._core._files import TEMPORARY
+from tfdeep.transfer._shards import Entry, entries
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -33,6 +33,7 @@ def test_killed_at_any_moment(tmp_path, request):
         stdout=subprocess.PIPE,
         text=True,
     )
+    whole = time_of_a_build(forks)
     completed = interrupted = left_over = 0
     finished = set()  # shards of the entry at hand
     try:
@@ -41,7 +42,7 @@ def test_killed_at_any_moment(tmp_path, request):
             print(key, file=forks.stdin, flush=True)
             word, child = forks.stdout.readline().split()
             assert word == "child"
-            time.sleep(rng.uniform(0, 0.04))
+            time.sleep(rng.uniform(0, whole))
             os.kill(int(child), signal.SIGKILL)
 
             begun, done = set(), set(finished)
@@ -52,20 +53,20 @@ def test_killed_at_any_moment(tmp_path, request):
                     begun.add(int(shard[0]))
                 elif word == "done":
                     done.add(int(shard[0]))
-            directory = str(tmp_path / key)
-            records = set(read_records(directory, key)[1])
-            assert done <= records, "a finished shard is lost"
-            assert len(begun - records) <= 1, "more than one shard is lost"
-            table = open_entry(tmp_path, key)
+            directory = tmp_path / key
+            shards = set(Entry(tmp_path, key).finished())
+            assert done <= shards, "a finished shard is lost"
+            assert len(begun - shards) <= 1, "more than one shard is lost"
+            table = Entry(tmp_path, key).open()
             assert table or word != "complete"
-            interrupted += bool(records - finished and not table)
-            finished = records
+            interrupted += bool(shards - finished and not table)
+            finished = shards
             if table:
                 assert builder.wrong_rows(table) == 0
-                left_over += unnamed(directory, table)
+                left_over += temporary(directory)
                 completed, finished = completed + 1, set()
             else:
-                assert unnamed(directory) <= 2 * len(builder.COLUMNS)
+                assert temporary(directory) <= 2
     finally:
         forks.stdin.close()
         forks.kill()
@@ -74,15 +75,22 @@ def test_killed_at_any_moment(tmp_path, request):
     assert left_over <= completed / 10, "what the dead left behind piles up"
 
 
-def unnamed(directory, table=None):
-    """How many files there are that nothing names."""
-    _, records = read_records(directory, os.path.basename(directory))
-    shards = table.shards if table else records.values()
-    named = {file.name for shard in shards for file in shard.files}
-    return sum(
-        path.suffix in (".bin", ".tmp") and path.name not in named
-        for path in pathlib.Path(directory).glob("*")
-    )
+def time_of_a_build(forks):
+    """In seconds, on this machine."""
+    print("whole", file=forks.stdin, flush=True)
+    _, child = forks.stdout.readline().split()
+    begin = time.perf_counter()
+    while forks.stdout.readline() != "complete\n":
+        pass
+    seconds = time.perf_counter() - begin
+    os.kill(int(child), signal.SIGKILL)
+    assert forks.stdout.readline() == "dead\n"
+    return seconds
+
+
+def temporary(directory):
+    """How many files there are that no writer has finished."""
+    return sum(bool(TEMPORARY.fullmatch(p.name)) for p in directory.glob(".*"))
 
 
 @needs_fork
@@ -96,5 +104,5 @@ def test_builders_and_readers_at_once_without_locks(tmp_path, request):
             timeout=120,
         )
         assert run.stdout == "failed 0\n", run.stdout + run.stderr
-        assert builder.wrong_rows(open_entry(tmp_path, key)) == 0
+        assert builder.wrong_rows(Entry(tmp_path, key).open()) == 0
     assert {entry.state for entry in entries(tmp_path)} == {"complete"}

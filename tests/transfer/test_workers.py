@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import tfdeep
 from tests.transfer import worker
-from tfdeep.transfer._table import MemoryTable, features_of
-from tfdeep.transfer._tables import Cached, common_seed
+from tfdeep.transfer._features import Table, features_of
+from tfdeep.transfer._passes import _common_seed
 
 ROOT = pathlib.Path(worker.__file__).parents[2]
 
@@ -74,8 +74,8 @@ def test_two_workers_build_one_cache_and_train_from_it(tmp_path):
 def test_a_worker_that_dies_loses_nothing(tmp_path):
     survivor, dead, cache_dir = (tmp_path / n for n in ("a.npz", "b.npz", "cache"))
     arguments = [[survivor, "builds", 0], [dead, "builds", 6]]
-    (code, output), (killed, _) = run(cache_dir, arguments)
-    assert killed == -9
+    (code, output), (killed, last_words) = run(cache_dir, arguments)
+    assert killed == -9, last_words[-3000:]
     assert code == 0, output[-3000:]
     assert np.load(survivor)["examples"] == worker.COUNT
     (entry,) = tfdeep.transfer.verify_cache(cache_dir).entries
@@ -94,16 +94,14 @@ def place(worker, count):
 
 @pytest.mark.parametrize("key", ["3f9a0c1d5e", None], ids=["on disk", "in memory"])
 def test_workers_shuffle_alike_whatever_they_drew_before(key):
-    columns = [np.zeros((96, 2), "float32"), np.arange(96)]
-    table = MemoryTable(columns)
-    cached = Cached([table], (16,) * 6, table.bytes, 0.0, 0.0, key)
+    table = Table([[np.zeros((96, 2), "float32")], [np.arange(96)]])
     orders = []
     for worker_number in range(2):
         keras.utils.set_random_seed(worker_number)
-        seed = common_seed(place(worker_number, 2), cached)
-        features = features_of([table], cached.sizes, True, seed)
+        seed = _common_seed(place(worker_number, 2), key)
+        features = features_of([table], [16] * 6, True, seed)
         orders.append([row for _, rows in features for row in rows.numpy().tolist()])
     assert orders[0] == orders[1]
     assert orders[0] != list(range(96))
     assert sorted(orders[0]) == list(range(96))
-    assert common_seed(place(0, 1), cached) is None
+    assert _common_seed(place(0, 1), key) is None

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import tfdeep
 from tests import nets
-from tfdeep.transfer import _reading
+from tfdeep.transfer import _frozen
 
 COUNT, BATCH, SHARD = 640, 16, 64 * (6 * 4 + 8)  # SHARD: bytes of 64 examples
 
@@ -34,7 +34,7 @@ def work(cache_dir, trains=True, dies_after=None):
         model = nets.functional()
     tfdeep.freeze(model, "hidden[12]")
     ran = []
-    own = _reading.Trunk._on_replicas
+    own = _frozen.FrozenPart._on_replicas
 
     def counted(self, x):
         ran.append(len(x))
@@ -42,13 +42,13 @@ def work(cache_dir, trains=True, dies_after=None):
             os.kill(os.getpid(), signal.SIGKILL)
         return own(self, x)
 
-    _reading.Trunk._on_replicas = counted
+    _frozen.FrozenPart._on_replicas = counted
     try:
         head, features, report = tfdeep.cache_frozen(
             model, nets.dataset(COUNT, BATCH), cache_dir, shard_bytes=SHARD
         )
     finally:
-        _reading.Trunk._on_replicas = own
+        _frozen.FrozenPart._on_replicas = own
     found = {"ran": sum(ran), "examples": report.examples}
     if trains:
         with here.scope():

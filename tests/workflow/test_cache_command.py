@@ -21,9 +21,9 @@ def cache(tmp_path):
 
 
 def damage(tmp_path, key):
-    file = next((tmp_path / key).glob("*.bin"))
+    file = next((tmp_path / key).glob("*.safetensors"))
     content = bytearray(file.read_bytes())
-    content[7] ^= 4
+    content[-7] ^= 4
     file.write_bytes(content)
     return file.name
 
@@ -70,7 +70,7 @@ def test_rm(cache, tmp_path, capsys):
     assert main(["cache", "rm", cache_dir, first[:8]]) == DONE
     assert "1 entry" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [second]
-    (tmp_path / second / "shard-00000.json").write_text("half")
+    (tmp_path / second / "shard-00000.safetensors").write_text("half")
     (tmp_path / second / "manifest.json").unlink()
     assert main(["cache", "rm", cache_dir, "--all"]) == DONE
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from tfdeep.transfer._listing import (
     remove_cache,
     verify_cache,
 )
-from tfdeep.transfer._store import CacheEntry
+from tfdeep.transfer._shards import CacheEntry
 
 __all__ = [
     "CacheEntry",

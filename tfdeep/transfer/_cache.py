@@ -9,23 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import Record, human_bytes, render_table
 from tfdeep.errors import InvalidArgumentError, ModelError
 from tfdeep.transfer._cut import cut, origin
-from tfdeep.transfer._examples import checked_dataset
+from tfdeep.transfer._dataset import UserDataset, checked_dataset
+from tfdeep.transfer._features import Table, features_of, largest_difference, packing
 from tfdeep.transfer._freeze import watch_flags
-from tfdeep.transfer._reading import Trunk
-from tfdeep.transfer._table import features_of
-from tfdeep.transfer._tables import (
-    Cached,
-    cache_in_memory,
-    cache_on_disk,
-    common_seed,
-)
+from tfdeep.transfer._frozen import FrozenPart
+from tfdeep.transfer._passes import passes_in_memory, passes_on_disk
 
 _STORAGE = ("float16", "bfloat16", "float32", "float64")
 
@@ -37,7 +31,7 @@ class CachedTensor:
     Attributes:
         layer: Name of the layer that gives it.
         shape: Its shape for one example.
-        dtype: The dtype in which it is cached.
+        dtype: The dtype in which it is passes.
     """
 
     layer: str
@@ -55,7 +49,7 @@ class CacheReport(Record):
         boundary: The tensors that are cached for each example.
         examples: Number of examples.
         batches: Number of batches.
-        variants: Number of passes that are cached.
+        variants: Number of passes that are passes.
         bytes: Size of the cached features, labels and weights, in bytes.
         seconds: Time that this call took, in seconds.
         frozen_seconds: Time that the frozen part takes for one epoch, in seconds.
@@ -171,12 +165,19 @@ def cache_frozen(
     The boundary is found from the `trainable` flags. It may consist of several
     tensors, as within a residual block, and may run through an inner model.
 
-    With `cache_dir` the features outlive the process. An entry is found again by a
-    digest of all it depends on: the frozen part's operations and the last bit of its
-    weights, dtypes, the examples and their order, the versions of TensorFlow and Keras
-    (major and minor). Layer names, batch sizes and what the head looks like do not
-    count. An interrupted call goes on at the first shard that is missing, several
-    processes may build one entry at once, and a damaged entry is an error.
+    With `cache_dir` the features outlive the process, in `.safetensors` files that any
+    tool can open. An entry is found again by a digest of all it depends on: the frozen
+    part's operations and the last bit of its weights, dtypes, the examples and their
+    order, the versions of TensorFlow and Keras (major and minor). Layer names, batch
+    sizes and what the head looks like do not count. An interrupted call goes on at the
+    first shard that is missing, several processes may build one entry at once, and a
+    damaged entry is an error.
+
+    On this machine a file of an entry is there whole or not at all, and locks keep two
+    processes from computing the same shard. Where a file system has no locks or does
+    not rename atomically, this rests on less: temporary names are unique, a key stands
+    for one content, and the manifest, without which nothing is read, comes last.
+    What is not on this machine is read from a copy in its temporary directory.
 
     To know the examples, a call with `cache_dir` reads the dataset once without
     running the model, and once more to build. `dataset_id` spares the first reading of
@@ -188,7 +189,8 @@ def cache_frozen(
             sample_weights)`, in batches or, with `batch_size`, of single examples. On
             disk it has to give the same examples in the same order each time it is
             read: shuffle with `shuffle=True` instead of in the dataset.
-        cache_dir: Directory of the cache, which is made if need be; None holds the
+        cache_dir: Directory of the cache, which is made if need be: a local path, or
+            one that `tf.io.gfile` knows, such as `gs://bucket/cache`. None holds the
             features in memory.
         batch_size: Number of examples a batch. None keeps the dataset's batches.
         shuffle: Whether the features come in a new order of all examples each epoch.
@@ -196,9 +198,10 @@ def cache_frozen(
             the frozen part acts, and epoch `e` gives pass `e mod variants`.
         storage_dtype: "float16" or "bfloat16" to store features in half the bytes;
             they are given out in the boundary's own dtype. None stores that.
-        shard_bytes: Size of the files on disk, in bytes; what a killed call loses.
+        shard_bytes: Size of the files on disk, in bytes: what a killed call loses, and
+            what is held in memory to write one. An entry has 256 files at most.
         verify: Whether to check every byte of an entry before it is used, at some
-            gigabytes a second, or sizes and counts only.
+            gigabytes a second, or sizes and headers only.
         dataset_id: A name for the examples and their order, in place of their digest.
             It is for you to change it when they change.
         progress: Whether to show a progress bar on standard error. None shows it in a
@@ -236,15 +239,15 @@ def cache_frozen(
     parts = cut(model, in_training=variants > 1)
     watch_flags(parts.head)
     dataset = checked_dataset(parts.model, dataset, batch_size)
-    trunk = Trunk(parts, variants > 1, storage_dtype)
-    cached: Cached
+    data = UserDataset(dataset)
+    frozen = FrozenPart(parts, variants > 1, storage_dtype)
     if cache_dir is None:
-        cached = cache_in_memory(dataset, trunk, variants, progress)
+        passes = passes_in_memory(parts, data, frozen, variants, progress)
     else:
-        cached = cache_on_disk(
+        passes = passes_on_disk(
             parts,
-            dataset,
-            trunk,
+            data,
+            frozen,
             cache_dir=os.fspath(cache_dir),
             variants=variants,
             storage_dtype=storage_dtype,
@@ -253,70 +256,33 @@ def cache_frozen(
             dataset_id=dataset_id,
             progress=progress,
         )
-    pack = _packing(dataset.element_spec, parts.part.boundary)
-    features = features_of(
-        cached.tables, cached.sizes, shuffle, common_seed(model, cached), pack=pack
-    )
-
-    def compare(batches: int) -> float:
-        return _difference(model, parts.head, dataset.take(batches), cached, pack)
-
+    boundary = parts.part.boundary
+    pack = packing(data.spec, boundary)
+    tables = [Table(columns) for columns in passes.tables]
+    sizes = passes.sizes or data.sizes(tables[0].rows)
+    features = features_of(tables, sizes, shuffle, passes.seed, pack)
     report = CacheReport(
         frozen_layers=parts.frozen_layers,
         head_layers=parts.head_layers,
         boundary=tuple(
-            CachedTensor(origin(t), tuple(t.shape[1:]), trunk.stored_dtype(t.dtype))
-            for t in parts.part.boundary
+            CachedTensor(origin(t), tuple(t.shape[1:]), frozen.stored_dtype(t.dtype))
+            for t in boundary
         ),
-        examples=sum(cached.sizes),
-        batches=len(cached.sizes),
+        examples=tables[0].rows,
+        batches=len(sizes),
         variants=variants,
-        bytes=cached.bytes,
+        bytes=passes.bytes,
         seconds=time.perf_counter() - started,
-        frozen_seconds=cached.frozen_seconds,
-        rounding=cached.rounding,
-        key=cached.key,
-        path=cached.path,
-        found=cached.found,
-        _compare=compare,
+        frozen_seconds=passes.frozen_seconds,
+        rounding=passes.rounding,
+        key=passes.key,
+        path=passes.path,
+        found=passes.found,
+        _compare=lambda batches: largest_difference(
+            dataset.take(batches), model, parts.head, tables[0], pack
+        ),
     )
     return parts.head, features, report
-
-
-def _packing(spec: Any, boundary: list[Any]) -> Callable[..., Any]:
-    """A function from the columns of a table to what the head is trained on."""
-
-    def pack(*columns: tf.Tensor) -> Any:
-        features = [
-            tf.cast(column, tensor.dtype) if column.dtype != tensor.dtype else column
-            for column, tensor in zip(columns, boundary, strict=False)
-        ]
-        rest = keras.tree.pack_sequence_as(spec[1:], list(columns[len(boundary) :]))
-        return (tuple(features) if len(features) > 1 else features[0], *rest)
-
-    return pack
-
-
-def _difference(
-    model: Any,
-    head: keras.Model,
-    dataset: tf.data.Dataset,
-    cached: Cached,
-    pack: Callable[..., Any],
-) -> float:
-    largest, start = 0.0, 0
-    for x, *rest in dataset:
-        rows = len(keras.tree.flatten(rest)[0])
-        columns = cached.tables[0].take(tf.range(start, start + rows, dtype=tf.int64))
-        features, *_ = pack(*columns)
-        found = keras.tree.flatten(head(features, training=False))
-        expected = keras.tree.flatten(model(x, training=False))
-        for a, b in zip(found, expected, strict=True):
-            a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
-            scale = np.abs(b).max(initial=0.0) or 1.0
-            largest = max(largest, float(np.abs(a - b).max(initial=0.0) / scale))
-        start += rows
-    return largest
 
 
 def _check_arguments(
@@ -328,7 +294,44 @@ def _check_arguments(
     shard_bytes: Any,
     verify: Any,
 ) -> None:
-    def check(is_right: bool, received: str, expected: str, fix: str) -> None:
+    whole = "a whole number > 0"
+    checks = [
+        (
+            cache_dir is None
+            or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
+            f"cache_dir={cache_dir!r}",
+            "a directory, or None to hold the features in memory",
+            "cache_dir='cache'",
+        ),
+        (
+            batch_size is None or _is_whole(batch_size),
+            f"batch_size={batch_size!r}",
+            f"{whole}, in examples, or None to keep the dataset's batches",
+            "batch_size=32",
+        ),
+        (
+            _is_whole(variants),
+            f"variants={variants!r}",
+            f"{whole}: how many passes to cache",
+            "variants=4",
+        ),
+        (
+            storage_dtype is None or storage_dtype in _STORAGE,
+            f"storage_dtype={storage_dtype!r}",
+            f"one of {listing(_STORAGE)}, or None",
+            "storage_dtype='float16'",
+        ),
+        (
+            _is_whole(shard_bytes),
+            f"shard_bytes={shard_bytes!r}",
+            f"{whole}, in bytes",
+            "shard_bytes=128_000_000",
+        ),
+    ]
+    for name, value in (("shuffle", shuffle), ("verify", verify)):
+        is_flag = isinstance(value, bool)
+        checks.append((is_flag, f"{name}={value!r}", "True or False", f"{name}=True"))
+    for is_right, received, expected, fix in checks:
         if not is_right:
             raise InvalidArgumentError(
                 explain(
@@ -338,45 +341,6 @@ def _check_arguments(
                     fix=f"for example `{fix}`; nothing was changed",
                 )
             )
-
-    check(
-        cache_dir is None
-        or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
-        f"cache_dir={cache_dir!r}",
-        "a directory, or None to hold the features in memory",
-        "cache_dir='cache'",
-    )
-    check(
-        batch_size is None or _is_whole(batch_size),
-        f"batch_size={batch_size!r}",
-        "a whole number > 0, in examples, or None to keep the dataset's batches",
-        "batch_size=32",
-    )
-    for name, value in (("shuffle", shuffle), ("verify", verify)):
-        check(
-            isinstance(value, bool),
-            f"{name}={value!r}",
-            "True or False",
-            f"{name}=True",
-        )
-    check(
-        _is_whole(variants),
-        f"variants={variants!r}",
-        "a whole number > 0: how many passes to cache",
-        "variants=4",
-    )
-    check(
-        storage_dtype is None or storage_dtype in _STORAGE,
-        f"storage_dtype={storage_dtype!r}",
-        f"one of {listing(_STORAGE)}, or None",
-        "storage_dtype='float16'",
-    )
-    check(
-        _is_whole(shard_bytes),
-        f"shard_bytes={shard_bytes!r}",
-        "a whole number > 0, in bytes",
-        "shard_bytes=128_000_000",
-    )
 
 
 def _is_whole(value: Any) -> bool:

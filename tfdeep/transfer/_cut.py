@@ -14,7 +14,7 @@ from tfdeep._keras import _internals
 from tfdeep._keras._graph import graph_nodes
 from tfdeep._keras._inference_mode import acts_in_training
 from tfdeep.errors import ModelError
-from tfdeep.transfer import _fingerprint, _graph
+from tfdeep.transfer import _graph, _key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Cut:
 
     Attributes:
         model: The model, with inner models spelled out where the cut runs through one.
-        trunk: The frozen part, from the inputs to the boundary.
+        frozen: The frozen part, from the inputs to the boundary.
         head: The rest, from new inputs in the place of the boundary.
         part: The frozen part in the model's graph.
         head_nodes: The calls that the head repeats.
     """
 
     model: Any
-    trunk: keras.Model
+    frozen: keras.Model
     head: keras.Model
     part: _graph.FrozenPart
     head_nodes: list[Any]
@@ -56,7 +56,7 @@ class Cut:
         Raises:
             ModelError: If a layer does not say what it computes.
         """
-        digests = _fingerprint.of_tensors(self.model.inputs, self.part.nodes)
+        digests = _key.of_tensors(self.model.inputs, self.part.nodes)
         return [digests[id(tensor)] for tensor in self.part.boundary]
 
 
@@ -122,8 +122,8 @@ def _cut(model: Any, in_training: bool) -> Cut:
                 "embedding with mask_zero=False; nothing was changed",
             )
         )
-    trunk = keras.Model(_graph.inputs_of(model), part.boundary, name="frozen")
-    return Cut(model, trunk, _head(model, part, head_nodes), part, head_nodes)
+    frozen = keras.Model(_graph.inputs_of(model), part.boundary, name="frozen")
+    return Cut(model, frozen, _head(model, part, head_nodes), part, head_nodes)
 
 
 def origin(tensor: Any) -> str:
@@ -132,7 +132,11 @@ def origin(tensor: Any) -> str:
 
 
 def _head(model: Any, part: _graph.FrozenPart, nodes: list[Any]) -> keras.Model:
-    """The rest of the graph, from new inputs in the place of the boundary."""
+    """The rest of the graph, from new inputs in the place of the boundary.
+
+    `keras.Model(boundary, outputs)` fails where a layer that gives the boundary is
+    called again behind it: Keras takes each of its calls for an input.
+    """
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
         for tensor in part.boundary

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 
 from tfdeep._core._explain import explain, listing
+from tfdeep._core._files import directory_at
 from tfdeep._core._records import Record, counted, human_bytes, render_table
 from tfdeep.errors import CacheError, CorruptCacheError
-from tfdeep.transfer import _store
-from tfdeep.transfer._store import CacheEntry
+from tfdeep.transfer._shards import CacheEntry, Entry, entries
 
 _KEY_SHOWN = 10  # characters of a key that tell entries apart
 
@@ -66,16 +66,16 @@ def list_cache(cache_dir: str | os.PathLike[str]) -> CacheListing:
     >>> tfdeep.transfer.list_cache(tmp_path).entries
     ()
     """
-    if not os.path.isdir(cache_dir):
+    if not directory_at(os.fspath(cache_dir)).exists():
         raise CacheError(
             explain(
                 "There is no such cache.",
-                received=f"{os.fspath(cache_dir)!r}, which is no directory",
+                received=f"{os.fspath(cache_dir)!r}, which is not a directory",
                 expected="the `cache_dir` of `cache_frozen`",
                 fix="check the path; nothing was changed",
             )
         )
-    return CacheListing(os.fspath(cache_dir), _store.entries(cache_dir))
+    return CacheListing(os.fspath(cache_dir), entries(cache_dir))
 
 
 def verify_cache(
@@ -99,14 +99,13 @@ def verify_cache(
     {}
     """
     found, problems = [], {}
-    for key in _chosen(cache_dir, keys):
+    for entry in _chosen(cache_dir, keys):
         try:
-            found.append(_store.verify_entry(cache_dir, key))
+            Entry(cache_dir, entry.key).verify()
         except CorruptCacheError as error:
-            problems[key] = str(error)
-            entries = _store.entries(cache_dir)
-            (entry,) = (e for e in entries if e.key == key)
-            found.append(dataclasses.replace(entry, state="damaged"))
+            problems[entry.key] = str(error)
+            entry = dataclasses.replace(entry, state="damaged")
+        found.append(entry)
     return CacheListing(os.fspath(cache_dir), tuple(found), problems)
 
 
@@ -130,18 +129,19 @@ def remove_cache(
     >>> tfdeep.transfer.remove_cache(tmp_path).bytes
     0
     """
-    chosen = set(_chosen(cache_dir, keys))
-    entries = tuple(e for e in _store.entries(cache_dir) if e.key in chosen)
-    for entry in entries:
-        _store.remove_entry(cache_dir, entry.key)
-    return CacheListing(os.fspath(cache_dir), entries)
+    chosen = _chosen(cache_dir, keys)
+    for entry in chosen:
+        Entry(cache_dir, entry.key).remove()
+    return CacheListing(os.fspath(cache_dir), chosen)
 
 
-def _chosen(cache_dir: str | os.PathLike[str], keys: Sequence[str]) -> list[str]:
-    known = [entry.key for entry in list_cache(cache_dir).entries]
-    if not keys:
-        return known
-    return list(dict.fromkeys(_completed(key, known) for key in keys))
+def _chosen(
+    cache_dir: str | os.PathLike[str], keys: Sequence[str]
+) -> tuple[CacheEntry, ...]:
+    entries = list_cache(cache_dir).entries
+    known = [entry.key for entry in entries]
+    chosen = {_completed(key, known) for key in keys} if keys else set(known)
+    return tuple(entry for entry in entries if entry.key in chosen)
 
 
 def _completed(start: str, known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Datasets over tables of rows, in memory or on disk."""
+"""The dataset that a head is trained on: rows of tables in memory or on disk."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ import math
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdeep.transfer import _mapping
-from tfdeep.transfer._store import Column, StoredTable
-
 _AHEAD = 2  # batches that are ready before they are asked for
-
-# Converting these functions, which need no conversion, takes AutoGraph a second.
-_as_it_is = tf.autograph.experimental.do_not_convert
 _GLANCE = 16  # batches
+_ALIGNMENT = 64  # bytes; TensorFlow ends the process over numbers that lie elsewhere
 
 # Bytes of a table that may be held twice: TensorFlow's own slices of a tensor start an
 # epoch in a third of the time, but copy it for each iterator.
 _SMALL = 1 << 28
 
+# Converting these functions, which need no conversion, takes AutoGraph a second.
+_as_it_is = tf.autograph.experimental.do_not_convert
 
-class Table(Protocol):
+
+class Table:
     """Rows that can be taken in any order.
+
+    Args:
+        columns: For each column, the arrays that hold its rows, one after the other.
+            All but the last array of a column have as many rows as the first. Of
+            arrays that are mapped from files, no more is in memory than the system
+            likes to keep.
 
     Attributes:
         rows: Number of rows.
         bytes: Size of all of them.
     """
 
-    rows: int
-    bytes: int
+    def __init__(self, columns: Sequence[Sequence[np.ndarray]]) -> None:
+        self._columns = [_Column(arrays) for arrays in columns]
+        self.rows = sum(map(len, columns[0]))
+        self.bytes = sum(column.bytes for column in self._columns)
 
     def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The rows with these numbers, one tensor for each column.
@@ -42,44 +49,57 @@ class Table(Protocol):
         Args:
             indices: int64 of shape `(n,)`.
         """
+        return tuple(column.take(indices) for column in self._columns)
 
 
-class MemoryTable:
-    """A table that is held in memory: one array or tensor for each column."""
+class _Column:
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._shape = arrays[0].shape[1:]
+        self._dtype = tf.as_dtype(arrays[0].dtype)
+        self._is_mapped = isinstance(arrays[0], np.memmap)
+        self._rows_per_array = len(arrays[0])
+        self._pieces = [
+            _Held(_mapped(a) if self._is_mapped else _copied(a)) for a in arrays
+        ]
+        self.bytes = sum(len(a) for a in arrays) * math.prod(self._shape)
+        self.bytes *= self._dtype.size
 
-    def __init__(self, columns: Sequence[Any]) -> None:
-        with tf.init_scope(), tf.device("CPU"):
-            tensors = [tf.convert_to_tensor(column) for column in columns]
-        self.rows = int(tensors[0].shape[0])
-        self.bytes = sum(math.prod(t.shape) * t.dtype.size for t in tensors)
-        self._columns = [_Held(tensor) for tensor in tensors]
+    def take(self, indices: tf.Tensor) -> tf.Tensor:
+        if len(self._pieces) == 1:
+            rows = tf.gather(self._pieces[0].read(), indices)
+        else:
+            rows = self._take_from_pieces(indices)
+        return self._values(rows) if self._is_mapped else rows
 
-    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return tuple(tf.gather(column.read(), indices) for column in self._columns)
+    def _take_from_pieces(self, indices: tf.Tensor) -> tf.Tensor:
+        count = len(self._pieces)
+        which = tf.cast(indices // self._rows_per_array, tf.int32)
+        rows = tf.dynamic_partition(indices % self._rows_per_array, which, count)
+        places = tf.dynamic_partition(tf.range(tf.size(indices)), which, count)
+        pieces = zip(self._pieces, rows, strict=True)
+        return tf.dynamic_stitch(places, [tf.gather(p.read(), r) for p, r in pieces])
+
+    def _values(self, rows: tf.Tensor) -> tf.Tensor:
+        """The values that bytes of shape `(n, row_bytes)` stand for."""
+        shape = [-1, *self._shape]
+        if self._dtype == tf.bool:
+            return tf.cast(tf.reshape(rows, shape), tf.bool)
+        if self._dtype.size > 1:
+            shape.append(self._dtype.size)
+        return tf.bitcast(tf.reshape(rows, shape), self._dtype)
 
 
-class DiskTable:
-    """A table in files, of which no more is in memory than the system likes to keep.
+def _copied(array: np.ndarray) -> tf.Tensor:
+    with tf.init_scope(), tf.device("CPU"):
+        return tf.convert_to_tensor(array)
 
-    Args:
-        stored: A table that was just opened: its files have the sizes they should.
-        order: Which columns, in which order; a column may come twice.
-    """
 
-    def __init__(self, stored: StoredTable, order: Sequence[int] | None = None) -> None:
-        if order is None:
-            order = range(len(stored.layout.columns))
-        self.rows = stored.layout.rows
-        self.bytes = stored.bytes
-        self._columns = [stored.layout.columns[i] for i in order]
-        gathers = {i: _gather_bytes(stored, i) for i in set(order)}
-        self._gathers = [gathers[i] for i in order]
-
-    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return tuple(
-            _values(gather(indices), column)
-            for gather, column in zip(self._gathers, self._columns, strict=True)
-        )
+def _mapped(array: np.ndarray) -> tf.Tensor:
+    """The bytes of each row, as they lie in the file if TensorFlow can use that."""
+    rows = array.reshape(len(array), -1).view(np.uint8)
+    if rows.ctypes.data % _ALIGNMENT:
+        return _copied(rows)
+    return tf.experimental.dlpack.from_dlpack(rows.__dlpack__())
 
 
 def features_of(
@@ -101,9 +121,8 @@ def features_of(
         shuffle: Whether the rows come in a new order each time. Every order is equally
             likely. The orders follow from the seed.
         seed: None takes one from TensorFlow's global generator
-            (`keras.utils.set_random_seed`). Several workers need the same, or some
-            rows are read twice and others never: with None, all have to set the same
-            global seed and draw as often from it; `common_seed` asks for neither.
+            (`keras.utils.set_random_seed`). Several workers need the same seed, or
+            some rows are read twice and others never.
         pack: Makes an element of the dataset from the columns of a batch.
     """
     options = tf.data.Options()
@@ -161,6 +180,51 @@ def features_of(
     return features.apply(tf.data.experimental.assert_cardinality(steps))
 
 
+def packing(spec: Any, boundary: Sequence[Any]) -> Callable[..., Any]:
+    """A function from the columns of a table to what the head is trained on.
+
+    Args:
+        spec: The `element_spec` of the dataset that was cached.
+        boundary: The symbolic tensors that the head takes.
+    """
+
+    def pack(*columns: tf.Tensor) -> Any:
+        features = [
+            tf.cast(column, tensor.dtype) if column.dtype != tensor.dtype else column
+            for column, tensor in zip(columns, boundary, strict=False)
+        ]
+        rest = keras.tree.pack_sequence_as(spec[1:], list(columns[len(boundary) :]))
+        return (tuple(features) if len(features) > 1 else features[0], *rest)
+
+    return pack
+
+
+def largest_difference(
+    dataset: tf.data.Dataset,
+    model: Any,
+    head: keras.Model,
+    table: Table,
+    pack: Callable[..., Any],
+) -> float:
+    """How far the head, on the features of a table, is from the model on a dataset.
+
+    Relative to the largest output of a batch. The table's rows are the dataset's.
+    """
+    largest, start = 0.0, 0
+    for x, *rest in dataset:
+        rows = len(keras.tree.flatten(rest)[0])
+        columns = table.take(tf.range(start, start + rows, dtype=tf.int64))
+        features, *_ = pack(*columns)
+        found = keras.tree.flatten(head(features, training=False))
+        expected = keras.tree.flatten(model(x, training=False))
+        for a, b in zip(found, expected, strict=True):
+            a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+            scale = np.abs(b).max(initial=0.0) or 1.0
+            largest = max(largest, float(np.abs(a - b).max(initial=0.0) / scale))
+        start += rows
+    return largest
+
+
 class _Held:
     """A tensor that datasets know by reference, and may change.
 
@@ -197,57 +261,3 @@ def _release(dtype: tf.DType, shape: tf.TensorShape, name: str) -> None:
 
 def _any_seed() -> int:
     return int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
-
-
-def _gather_bytes(stored: StoredTable, column: int) -> Callable[[Any], tf.Tensor]:
-    """A function from row numbers to the bytes of these rows."""
-    paths, ranges = stored.paths(column), stored.layout.shards
-    row_bytes = stored.layout.columns[column].row_bytes
-    if not _mapping.CAN_JOIN:
-        return _gather_pieces(stored, paths, row_bytes)
-
-    # Each file begins at a page, so there are row numbers that no row has.
-    rows_per_page = _mapping.PAGE // math.gcd(_mapping.PAGE, row_bytes)
-    per_shard = stored.layout.rows_per_shard
-    gap = -per_shard % rows_per_page
-    stride = (per_shard + gap) * row_bytes
-    sizes = [len(rows) * row_bytes for rows in ranges]
-    memory = _mapping.joined(paths, sizes, stride)
-    mapped = _held_rows(memory, row_bytes)
-    return lambda indices: tf.gather(
-        mapped.read(), indices + indices // per_shard * gap
-    )
-
-
-def _gather_pieces(
-    stored: StoredTable, paths: Sequence[str], row_bytes: int
-) -> Callable[[Any], tf.Tensor]:
-    """The same where files cannot be mapped one behind the other (Windows)."""
-    per_shard = stored.layout.rows_per_shard
-    files = [_held_rows(np.memmap(path, np.uint8, "c"), row_bytes) for path in paths]
-
-    def gather(indices: tf.Tensor) -> tf.Tensor:
-        shards = tf.cast(indices // per_shard, tf.int32)
-        rows = tf.dynamic_partition(indices % per_shard, shards, len(files))
-        places = tf.range(tf.size(indices))
-        places = tf.dynamic_partition(places, shards, len(files))
-        pieces = [tf.gather(f.read(), r) for f, r in zip(files, rows, strict=True)]
-        return tf.dynamic_stitch(places, pieces)
-
-    return gather
-
-
-def _held_rows(memory: np.ndarray, row_bytes: int) -> _Held:
-    rows = memory.reshape(-1, row_bytes)
-    return _Held(tf.experimental.dlpack.from_dlpack(rows.__dlpack__()))
-
-
-def _values(rows: tf.Tensor, column: Column) -> tf.Tensor:
-    """The values that bytes of shape `(n, row_bytes)` stand for."""
-    dtype = tf.as_dtype(column.dtype)
-    shape = [-1, *column.shape]
-    if dtype == tf.bool:
-        return tf.cast(tf.reshape(rows, shape), dtype)
-    if dtype.size > 1:
-        shape.append(dtype.size)
-    return tf.bitcast(tf.reshape(rows, shape), dtype)

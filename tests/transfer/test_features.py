@@ -9,32 +9,37 @@ import pytest
 import tensorflow as tf
 
 from tests import nets
-from tfdeep.transfer import _disk, _mapping, _store, _table
-from tfdeep.transfer._build import Builder
-from tfdeep.transfer._store import Column, open_entry
-from tfdeep.transfer._table import DiskTable, MemoryTable, features_of
+from tfdeep._core import _files
+from tfdeep.transfer import _features, _shards
+from tfdeep.transfer._features import Table, features_of
+from tfdeep.transfer._shards import Builder, Column, Entry
 
 KEY = "table"
 
 
 @pytest.fixture(autouse=True)
 def _as_large_tables_are_read(monkeypatch):
-    monkeypatch.setattr(_table, "_SMALL", 0)  # small ones: test_cache.py
+    monkeypatch.setattr(_features, "_SMALL", 0)  # small ones: test_cache.py
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(_disk.disk, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(_files, "_sync", lambda path, flags: None)
 
 
 def store(cache_dir, arrays, key=KEY, shard_bytes=1000):
     columns = [Column(str(i), a.dtype.name, a.shape[1:]) for i, a in enumerate(arrays)]
-    builder = Builder(cache_dir, key, columns, len(arrays[0]), {}, shard_bytes)
+    builder = Builder(cache_dir, key, columns, len(arrays[0]), shard_bytes)
     for number, rows in enumerate(builder.shards):
-        with builder.writer(number) as writer:
-            writer.append([array[rows.start : rows.stop] for array in arrays])
-    builder.finish()
-    return open_entry(cache_dir, key)
+        with builder.claim(number):
+            block = [array[rows.start : rows.stop] for array in arrays]
+            builder.write(number, [block], {})
+    builder.finish({})
+    return Entry(cache_dir, key).open().arrays
+
+
+def in_memory(columns):
+    return Table([[column] for column in columns])
 
 
 def arrays(rows=103, seed=0):
@@ -48,15 +53,15 @@ def arrays(rows=103, seed=0):
     ]
 
 
-@pytest.fixture(params=["memory", "disk", "disk without joined files"])
-def make_table(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(_mapping, "CAN_JOIN", request.param == "disk")
+@pytest.fixture(params=["memory", "one shard", "several shards"])
+def make_table(request, tmp_path):
+    shard_bytes = 10**9 if request.param == "one shard" else 1000
     keys = map(str, itertools.count())
 
     def make(columns):
         if request.param == "memory":
-            return MemoryTable(columns)
-        return DiskTable(store(tmp_path, columns, key=next(keys)))
+            return in_memory(columns)
+        return Table(store(tmp_path, columns, next(keys), shard_bytes))
 
     return make
 
@@ -80,12 +85,12 @@ class TestRows:
                 assert tensor.shape == expected.shape
                 assert tensor.numpy().tobytes() == expected.tobytes()
 
-    @pytest.mark.parametrize("dtype", list(_store._DTYPES))
+    @pytest.mark.parametrize("dtype", list(_shards._DTYPES))
     def test_dtypes(self, dtype, tmp_path):
         kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
         raw = np.random.default_rng(0).integers(0, 256, (50, 6 * kind.itemsize), "u1")
         values = (raw % 2 if dtype == "bool" else raw).view(kind).reshape(50, 2, 3)
-        table = DiskTable(store(tmp_path, [values]))
+        table = Table(store(tmp_path, [values]))
         indices = np.arange(50)[::-3]
         (found,) = table.take(tf.constant(indices))
         assert found.dtype.name == dtype
@@ -94,27 +99,28 @@ class TestRows:
     def test_rows_longer_and_shorter_than_a_page(self, tmp_path):
         for width, shard_bytes in ((1, 10), (4097, 9000), (1024, 4096 * 3), (3000, 1)):
             values = np.random.default_rng(0).integers(0, 256, (64, width), "uint8")
-            table = DiskTable(store(tmp_path, [values], f"{width}", shard_bytes))
+            table = Table(store(tmp_path, [values], f"{width}", shard_bytes))
             order = np.random.default_rng(1).permutation(64)
             (found,) = table.take(tf.constant(order))
             np.testing.assert_array_equal(found, values[order])
 
     def test_columns_in_another_order_and_twice(self, tmp_path):
         columns = arrays()
-        table = DiskTable(store(tmp_path, columns), [3, 0, 3])
+        arrays_of = store(tmp_path, columns)
+        table = Table([arrays_of[i] for i in (3, 0, 3)])
         found = table.take(tf.constant([5, 4], tf.int64))
         for tensor, i in zip(found, (3, 0, 3), strict=True):
             np.testing.assert_array_equal(tensor, columns[i][[5, 4]])
 
     def test_an_entry_may_be_removed_while_it_is_read(self, tmp_path):
         columns = arrays()
-        dataset = features_of([DiskTable(store(tmp_path, columns))], [103])
-        _store.remove_entry(tmp_path, KEY)
+        dataset = features_of([Table(store(tmp_path, columns))], [103])
+        Entry(tmp_path, KEY).remove()
         ((features, *_),) = dataset
         np.testing.assert_array_equal(features, columns[0])
 
     def test_text_in_memory(self):
-        table = MemoryTable([np.array(["a", "b", "c"], object)])
+        table = in_memory([np.array(["a", "b", "c"], object)])
         (found,) = table.take(tf.constant([2, 0], tf.int64))
         assert found.numpy().tolist() == [b"c", b"a"]
 
@@ -145,7 +151,7 @@ class TestOrder:
         assert len(set(seen)) == 5 and tuple(range(103)) not in seen
 
     def test_every_order_is_equally_likely(self):
-        dataset = features_of([MemoryTable([np.zeros(4), np.arange(4)])], [4], True)
+        dataset = features_of([in_memory([np.zeros(4), np.arange(4)])], [4], True)
         rounds = 1200
         found = [tuple(order) for order in numbers(dataset.repeat(rounds))]
         expected = rounds / 24
@@ -173,7 +179,7 @@ class TestOrder:
 
     def test_memory_and_disk_give_the_same(self, tmp_path):
         columns = arrays()
-        tables = MemoryTable(columns), DiskTable(store(tmp_path, columns))
+        tables = in_memory(columns), Table(store(tmp_path, columns))
         first, second = (features_of([t], [10] * 10 + [3], True, 3) for t in tables)
         assert numbers(first) == numbers(second)
 
@@ -187,7 +193,7 @@ class TestOrder:
 class TestPasses:
     """Several tables, one after the other."""
 
-    def passes(self, count, sizes, make=MemoryTable, **arguments):
+    def passes(self, count, sizes, make=in_memory, **arguments):
         rows = sum(sizes)
         tables = [make([np.full(rows, i), np.arange(rows)]) for i in range(count)]
         return features_of(tables, sizes, **arguments)
@@ -249,7 +255,7 @@ class TestReplicas:
         for i in range(count):
             x = np.random.default_rng(i).normal(size=(96, 5)).astype("float32")
             columns = [x, x[:, :3] ** 2]
-            found.append(DiskTable(store(tmp_path, columns, key=f"{i}")))
+            found.append(Table(store(tmp_path, columns, key=f"{i}")))
         return found
 
     @pytest.mark.parametrize(
@@ -281,7 +287,7 @@ class TestReplicas:
         return [[numbers(dataset) for dataset in datasets] for _ in range(2)]
 
     def test_workers_that_draw_the_same_seed_share_one_order(self, tmp_path):
-        table = DiskTable(store(tmp_path, arrays(96)))
+        table = Table(store(tmp_path, arrays(96)))
         (first, second), (first_again, second_again) = self.orders_of(table, (7, 7))
         assert first == second
         assert first_again == second_again
@@ -292,8 +298,8 @@ class TestReplicas:
 
     @pytest.mark.parametrize(("seeds", "drawn"), [((7, 8), (0, 0)), ((7, 7), (0, 1))])
     def test_workers_that_draw_others_do_not(self, seeds, drawn, tmp_path):
-        """So a strategy's workers are given theirs: see `common_seed`."""
-        table = DiskTable(store(tmp_path, arrays(96)))
+        """So a strategy's workers are given theirs: see `_common_seed`."""
+        table = Table(store(tmp_path, arrays(96)))
         first, second = self.orders_of(table, seeds, drawn)[0]
         assert first != second
 
@@ -314,7 +320,7 @@ def test_a_table_is_not_read_into_memory(tmp_path):
     stored = store(tmp_path, [values], shard_bytes=10**7)
     del values
     before = anonymous()
-    table = DiskTable(stored)
+    table = Table(stored)
     for (batch,) in features_of([table], [40] * 100, shuffle=True):
         assert batch.shape == (40, 10_000)
     assert anonymous() - before < 60

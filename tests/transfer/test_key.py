@@ -321,7 +321,7 @@ def test_where_code_stands_does_not_count(tmp_path):
 def test_another_process_finds_it(hash_seed, known):
     cache_dir, key = known
     program = f"""
-        from tests.transfer.test_cache_key import Case
+        from tests.transfer.test_key import Case
         report = Case(between=None).report({str(cache_dir)!r})
         print(report.key, report.found)
     """

@@ -1,21 +1,29 @@
-"""A digest of what a frozen part computes: its operations, their order, its weights."""
+"""The key of an entry: a digest of all that the cached features depend on.
+
+That is what the frozen part computes (its operations, their order, its weights), the
+examples and their order, and how the features are stored.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from tfdeep._core._digests import digest, digest_of
 from tfdeep._core._explain import a_type, explain
 from tfdeep._keras import _internals, _variables
 from tfdeep._keras._graph import graph_nodes, is_graph
 from tfdeep.errors import ModelError
+
+_FORMAT = "2"  # raised when what goes into a key, or what an entry holds, changes
+_LENGTH = 40  # characters of a key
 
 # What a config says that the outputs of a built layer do not depend on.
 _NO_MATTER = ("name", "trainable")
@@ -26,14 +34,30 @@ _ENDINGS = ("_initializer", "_regularizer", "_constraint")
 _KNOWN_CODE = ("keras", "tensorflow", "numpy", "builtins")
 
 
-def digest(*parts: str | bytes) -> str:
-    """SHA-256 of the parts and of where each ends, in hexadecimal digits."""
-    sha = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        sha.update(len(data).to_bytes(8, "little"))
-        sha.update(data)
-    return sha.hexdigest()
+def entry_keys(
+    features: Sequence[str],
+    examples: Sequence[str],
+    spec: Any,
+    storage_dtype: str | None,
+    variants: int,
+) -> list[str]:
+    """The keys of the entries for each pass over a dataset.
+
+    Args:
+        features: The digest of each tensor of the boundary; see `of_tensors`.
+        examples: The digest of the examples, or the name that stands for it.
+        spec: The `element_spec` of the dataset, in batches.
+        storage_dtype: What features are rounded to.
+        variants: Number of passes.
+    """
+    # What may round otherwise in the next version, major or minor.
+    versions = [v.rsplit(".", 1)[0] for v in (tf.__version__, keras.__version__)]
+    example = keras.tree.map_structure(
+        lambda tensor: (tensor.dtype.name, tuple(tensor.shape[1:])), spec
+    )
+    parts = [_FORMAT, *versions, str(storage_dtype), str(variants > 1), repr(example)]
+    parts += [*examples, *sorted(set(features))]
+    return [digest(*parts, str(variant))[:_LENGTH] for variant in range(variants)]
 
 
 def of_tensors(inputs: Iterable[Any], nodes: Iterable[Any]) -> dict[int, str]:
@@ -89,7 +113,7 @@ def _of_operation(operation: Any) -> str:
     if not isinstance(operation, keras.layers.Lambda):  # its config holds file names
         parts.append(_plain(_config(operation), operation.name))
     if isinstance(operation, keras.Layer):
-        parts += [_of_weight(weight) for weight in _variables.own_weights(operation)]
+        parts += [digest_of(w.numpy()) for w in _variables.own_weights(operation)]
         parts += map(_of_operation, _internals.sublayers(operation))
     return digest(*parts)
 
@@ -120,11 +144,6 @@ def _what_matters(config: dict[str, Any], module: str | None) -> dict[str, Any]:
         for k, v in config.items()
         if k not in _NO_MATTER_TO_KERAS and not str(k).endswith(_ENDINGS)
     }
-
-
-def _of_weight(weight: Any) -> str:
-    value = np.ascontiguousarray(weight.numpy())
-    return digest(str(value.dtype), str(value.shape), value.tobytes())
 
 
 def _own_functions(operation: Any) -> dict[str, types.FunctionType]:
@@ -223,8 +242,7 @@ def _sorted(value: Any, owner: str) -> Any:
     if isinstance(value, keras.DTypePolicy):
         return {"policy": value.name}
     if hasattr(value, "numpy") or isinstance(value, (np.ndarray, np.generic)):
-        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-        return {"array": digest(str(array.dtype), str(array.shape), array.tobytes())}
+        return {"array": digest_of(value.numpy() if hasattr(value, "numpy") else value)}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     raise ModelError(
