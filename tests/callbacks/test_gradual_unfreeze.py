@@ -223,7 +223,7 @@ class TestResumed:
             (3, False),
             (5, True),
             *(
-                pytest.param(stops_in, backup_first, marks=pytest.mark.long)
+                pytest.param(stops_in, backup_first, marks=pytest.mark.slow)
                 for stops_in in range(6)
                 for backup_first in (False, True)
             ),

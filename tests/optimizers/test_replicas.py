@@ -56,7 +56,7 @@ FEW = ("ClipByGlobalNorm, AdamW", "Accumulate(ClipByGlobalNorm), AdamW", "Keras"
 @pytest.mark.xdist_group("parity")  # one process trains alone, once
 @pytest.mark.parametrize(
     "way",
-    ["2 replicas", pytest.param("4 replicas", marks=pytest.mark.long), "2 workers"],
+    ["2 replicas", pytest.param("4 replicas", marks=pytest.mark.slow), "2 workers"],
 )
 def test_the_weights_are_those_of_one_device(way, alone, request):
     if way != "2 replicas" and not request.config.getoption("--long"):

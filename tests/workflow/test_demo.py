@@ -60,7 +60,7 @@ def test_a_seed_makes_it_repeatable_to_the_bit(demo, tmp_path):
     assert again.digest == demo[1].digest
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_another_seed_gives_another_run(demo, tmp_path):
     other = _run.run_demo("digits", 4, 2, 3, tmp_path, lambda thing: None)
     assert other.digest != demo[1].digest
@@ -79,7 +79,7 @@ def test_the_digits_are_as_they_should_be():
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param((28, 28), id="mnist", marks=pytest.mark.long),
+        pytest.param((28, 28), id="mnist", marks=pytest.mark.slow),
         pytest.param((32, 32, 3), id="cifar10"),
     ],
 )

@@ -108,7 +108,7 @@ def test_sigmoids_saturate_with_normal_weights_and_relus_die_at_large_rates(tmp_
     assert not any(lost[rate] for rate in (0.01, 0.1))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_twenty_sigmoid_layers_learn_with_batch_normalization_only(tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "figure.png"
