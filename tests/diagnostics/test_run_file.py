@@ -7,14 +7,13 @@ import tfdeep
 from tfdeep import cli
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.callbacks import _layer_recorder
-from tfdeep.diagnostics import Finding, Recording
+from tfdeep.diagnostics import Finding, Recording, read_run
 from tfdeep.diagnostics._recording import OF_VARIABLES
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
     Thinning,
     is_written,
-    read_run,
 )
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 

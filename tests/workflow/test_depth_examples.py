@@ -1,20 +1,9 @@
 """The programs in `examples/` about depth: each number that the guide speaks of."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def example(name):
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.programs import example
 
 
 def scale_of_the_gradient(result):
