@@ -143,22 +143,6 @@ def test_wrappers_nest_from_the_outside_in():
     np.testing.assert_allclose(variable.numpy(), [-0.8, -0.6], rtol=1e-6)
 
 
-@each_clip
-def test_a_saved_model_goes_on_as_if_never_stopped(clip, tmp_path):
-    wrapper, argument, _, limit = CLIPS[clip]
-    model = nets.functional()
-    nets.compiled(model, wrapper(keras.optimizers.Adam(0.01), **{argument: limit}))
-    model.fit(nets.dataset(), epochs=2, shuffle=False, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")  # no custom_objects
-    assert type(loaded.optimizer) is wrapper
-    assert loaded.optimizer.get_config() == model.optimizer.get_config()
-    for m in (model, loaded):
-        m.fit(nets.dataset(), epochs=2, shuffle=False, verbose=0)
-    assert nets.largest_difference(model, loaded) == 0
-    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) == 24
-
-
 def test_the_state_is_saved_once(tmp_path):
     model = nets.functional()
     model.compile(ClipByNorm(keras.optimizers.Adam(0.01), clip_norm=1.0), nets.LOSS)
@@ -221,17 +205,6 @@ class TestBehavesAsTheInnerOptimizer:
         for m in (model, plain):
             m.fit(nets.dataset(), epochs=2, shuffle=False, verbose=0)
         assert nets.largest_difference(model, plain) < 1e-6
-
-    def test_mixed_precision(self):
-        keras.config.set_dtype_policy("mixed_float16")
-        try:
-            model, optimizer = self.build(keras.optimizers.SGD(0.05))
-        finally:
-            keras.config.set_dtype_policy("float32")
-        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-        assert model.optimizer.inner_optimizer is optimizer
-        losses = model.fit(nets.dataset(), epochs=6, verbose=0).history["loss"]
-        assert losses[-1] < losses[0]
 
     def test_a_variable_without_gradient_is_left_alone(self):
         used, unused = keras.Variable([1.0]), keras.Variable([1.0])

@@ -68,7 +68,9 @@ def test_saved_in_the_middle_it_goes_on_the_same(wrapper, tmp_path):
     model.fit(nets.dataset().take(3), verbose=0)  # an odd number of micro-batches
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")  # no custom_objects
+    assert type(loaded.optimizer) is type(model.optimizer)
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) > 0
     for m in (model, loaded):
         m.fit(nets.dataset(), epochs=2, verbose=0)
     equal(loaded.get_weights(), model.get_weights())
