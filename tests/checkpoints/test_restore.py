@@ -420,7 +420,9 @@ def test_an_assignment_that_fails_leaves_all_variables_as_they_were(
 
 
 @each_format
-@pytest.mark.parametrize("system", ["this one", "without preadv"])
+@pytest.mark.parametrize(
+    "system", ["this one", pytest.param("without preadv", marks=pytest.mark.slow)]
+)
 def test_several_threads_may_read_from_one_file(kind, system, tmp_path, monkeypatch):
     if system == "without preadv":  # as on Windows
         monkeypatch.delattr(os, "preadv", raising=False)

@@ -199,8 +199,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("scenario", SILENT)
+@pytest.mark.parametrize(("kind", "scenario"), nets.latin(FORMATS, SILENT))
 def test_what_cannot_be_filled_is_reported_and_nothing_is_changed(
     scenario, kind, tmp_path
 ):

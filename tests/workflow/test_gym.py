@@ -28,7 +28,13 @@ SHORT_HEALTHY = {
     "rezero": False,
     "attention": True,
 }
-SLOW = {"rezero", "attention"}
+SLOW = {
+    "rezero",
+    "attention",
+    "recurrent_forgets",
+    "corrupt_batch",
+    "relu_normal_weights",
+}
 
 
 @pytest.fixture(autouse=True)
