@@ -1,10 +1,8 @@
 """Shared by the tests and by the examples in the docstrings."""
 
-import collections
 import gc
 import itertools
 import os
-import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -24,56 +22,44 @@ tf.config.set_logical_device_configuration(
 
 collect_ignore_glob = ["tests/goldens/*"]  # programs for other environments
 
-
-# Files whose tests show one thing of many subjects, seconds each. Of the cases of such
-# a test the short form takes every fourth, beginning elsewhere in each test.
-EVERY_FOURTH = (
-    "callbacks/test_findings.py",
-    "callbacks/test_gradient_monitor.py",
-    "callbacks/test_layer_recording.py",
-    "checkpoints/test_restore.py",
-    "checkpoints/test_round_trips.py",
-    "checkpoints/test_save_subset.py",
-    "optimizers/test_accumulate.py",
-    "optimizers/test_clipping.py",
-    "optimizers/test_every_wrapper.py",
-    "optimizers/test_layer_rates.py",
-    "optimizers/test_norm_history.py",
-    "optimizers/test_replicas.py",
-    "optimizers/test_skip_non_finite.py",
-    "surgery/test_fan_in_max_norm.py",
-    "transfer/test_cache.py",
-    "transfer/test_freeze.py",
-    "workflow/test_gym.py",
-)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "long: run with --long only")
+# A collection need not look through the half million objects of TensorFlow each time.
+# Only what the imports made is frozen: objects of the tests stay visible and are freed.
+gc.collect()
+gc.freeze()
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--long", action="store_true", help="run the long form of the long tests"
+        "--slow", "--long", action="store_true", help="run the slow tests, too"
     )
 
 
+SLOW = pytest.StashKey[int]()
+
+
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--long"):
+    if config.getoption("--slow"):
         return
-    tests = collections.defaultdict(list)
-    for item in items:
-        if item.nodeid.partition("::")[0].endswith(EVERY_FOURTH):
-            tests[item.nodeid.partition("[")[0]].append(item)
-    left_out = {
-        item
-        for name, cases in tests.items()
-        for i, item in enumerate(cases, start=zlib.crc32(name.encode()))
-        if len(cases) >= 4 and i % 4
-    }
-    left_out |= {item for item in items if item.get_closest_marker("long")}
-    config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[SLOW] = len(slow)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist
+        session.config.workeroutput["slow"] = session.config.stash.get(SLOW, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    # Every process collects the same tests.
+    node.config.stash[SLOW] = getattr(node, "workeroutput", {}).get("slow", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(SLOW, 0):
+        terminalreporter.write_line(f"{count} slow tests were not run: pytest --slow")
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +69,7 @@ def _doctest_names(doctest_namespace, tmp_path):
     )
 
 
-_tests = itertools.count()
+_tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
@@ -91,5 +77,4 @@ def _fresh_session():
     keras.utils.clear_session(free_memory=False)
     if next(_tests) % 20 == 0:
         gc.collect()  # models are cycles; gigabytes of them slow everything down
-        gc.freeze()  # what is left stays, and is not looked through again
     keras.utils.set_random_seed(0)

@@ -96,24 +96,28 @@ def build():
     return keras.Model(inputs, layers.Dense(CLASSES, name="outputs")(x))
 
 
-def train(make_optimizer, strategy, epochs):
-    """The weights after one step (`epochs` 0) or so many epochs."""
+def train(make_optimizer, strategy):
+    """The weights after one step and after so many epochs more, by their number."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = build()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(make_optimizer(), loss)
-    # A single step of Accumulate is one of all its micro-batches.
-    micro = getattr(model.optimizer, "steps", 1)
-    x, y = examples(STEPS_AN_EPOCH if epochs else micro)
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+        model.optimizer.build(model.trainable_variables)  # the step is traced once
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
     )
-    model.fit(data.with_options(options), epochs=epochs or 1, verbose=0)
-    return [np.asarray(weight) for weight in model.get_weights()]
+    data = tf.data.Dataset.from_tensor_slices(examples(STEPS_AN_EPOCH))
+    data = data.batch(BATCH).with_options(options)
+    # A single step of Accumulate is one of all its micro-batches.
+    micro = getattr(model.optimizer, "steps", 1)
+    found = {}
+    for epochs, part in ((0, data.take(micro)), (EPOCHS, data)):
+        model.fit(part, epochs=epochs or 1, verbose=0)
+        found[epochs] = [np.asarray(weight) for weight in model.get_weights()]
+    return found
 
 
 def difference(weights, others):
@@ -140,8 +144,8 @@ def work(names, replicas, path):
     every = {**cases(), **keras_cases()}
     found = {}
     for name in names:
-        for epochs in (0, EPOCHS):
-            for i, weight in enumerate(train(every[name], strategy, epochs)):
+        for epochs, weights in train(every[name], strategy).items():
+            for i, weight in enumerate(weights):
                 found[f"{name}|{epochs}|{i}"] = weight
     np.savez(path, **found)
 
@@ -225,8 +229,8 @@ def main():
     print("|---|---|---|---|")
     for name, make in every.items():
         cells = {column: [] for column in columns}
-        for epochs in (0, EPOCHS):
-            alone = train(make, tf.distribute.get_strategy(), epochs)
+        alone_by_epochs = train(make, tf.distribute.get_strategy())
+        for epochs, alone in alone_by_epochs.items():
             for column, weights in columns.items():
                 cells[column].append(difference(weights[name, epochs], alone))
         shown = (" / ".join(f"{d:.0e}" for d in cell) for cell in cells.values())

@@ -1,11 +1,15 @@
 """Small networks and data that the tests share."""
 
 import functools
+import itertools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
+
+from tfdeep._keras._variables import model_variables
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 INPUTS, CLASSES = 8, 3
@@ -30,6 +34,12 @@ def functional():
     x = layers.Dense(6, activation="relu", name="hidden1")(inputs)
     x = layers.Dense(6, activation="relu", name="hidden2")(x)
     x = layers.Dense(6, activation="relu", name="hidden3")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="outputs")(x))
+
+
+def small():
+    inputs = keras.Input((INPUTS,))
+    x = layers.Dense(6, activation="relu", name="hidden1")(inputs)
     return keras.Model(inputs, layers.Dense(CLASSES, name="outputs")(x))
 
 
@@ -109,6 +119,52 @@ def nested():
 def two_replicas():
     """The same one for all: collectives of two strategies meet in one process."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def compiled(model, optimizer, **arguments):
+    model.compile(optimizer, LOSS, **arguments)
+    return traced_once(model)
+
+
+def traced_once(model):
+    """Builds the optimizer, so that `fit` traces its step once, not twice.
+
+    TensorFlow traces a step that makes variables a second time.
+    """
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def apply_random_gradients(optimizer, variables, steps, seed=0):
+    """Applies the same gradients for the same seed."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        gradients = [rng.normal(size=v.shape).astype("float32") for v in variables]
+        optimizer.apply([tf.constant(g) for g in gradients], variables)
+
+
+def slow_unless(is_quick, *values):
+    """All combinations as parameters; those that are not quick are slow."""
+    return [
+        pytest.param(*case, marks=() if is_quick(*case) else pytest.mark.slow)
+        for case in itertools.product(*values)
+    ]
+
+
+def latin(rows, columns, chosen=(0, 1, 3)):
+    """Of a table of all pairs, some in each row and column."""
+    rows, columns = list(rows), list(columns)
+
+    def is_chosen(row, column):
+        return (rows.index(row) - columns.index(column)) % len(columns) in chosen
+
+    return slow_unless(is_chosen, rows, columns)
+
+
+def values(model):
+    """The variables of a model by their relative paths, as tfdeep shows them."""
+    return {v.path: v.variable.numpy() for v in model_variables(model)}
 
 
 def weights_of(model):

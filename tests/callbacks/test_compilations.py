@@ -27,7 +27,14 @@ model.fit(x, y, batch_size=8, verbose=0, callbacks=[monitor])
 """
 
 
-@pytest.mark.parametrize(("clips", "steps_per_execution"), [(False, 4), (True, 1)])
+@pytest.mark.parametrize(
+    ("clips", "steps_per_execution"),
+    [
+        (True, 4),
+        pytest.param(False, 4, marks=pytest.mark.slow),
+        pytest.param(True, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_monitored_step_is_compiled_once(tmp_path, clips, steps_per_execution):
     flags = f"--xla_dump_to={tmp_path / 'xla'} --xla_dump_hlo_as_text"
     subprocess.run(

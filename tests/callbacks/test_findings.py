@@ -20,8 +20,7 @@ def sick_model(**arguments):
     keras.utils.set_random_seed(0)
     model = tfdeep.models.dnn((nets.INPUTS,), [32] * 4, nets.CLASSES, activation="relu")
     model.get_layer("hidden2").bias.assign(np.full(32, -20.0))
-    model.compile("sgd", nets.LOSS, **arguments)
-    return model
+    return nets.compiled(model, "sgd", **arguments)
 
 
 def fit(model, monitor, steps=60):
@@ -29,10 +28,18 @@ def fit(model, monitor, steps=60):
     return model.fit(data, shuffle=False, verbose=0, callbacks=[monitor])
 
 
-@pytest.mark.parametrize("activations", [False, True])
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"jit_compile": True}, {"steps_per_execution": 7}, {"run_eagerly": True}],
+    ("arguments", "activations"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"jit_compile": True}, True),
+        ({"steps_per_execution": 7}, False),
+        ({"run_eagerly": True}, True),
+        pytest.param({"jit_compile": True}, False, marks=pytest.mark.slow),
+        pytest.param({"steps_per_execution": 7}, True, marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, False, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_sick_layer_is_named(activations, arguments):
@@ -135,7 +142,7 @@ def test_rules_must_be_rules(value):
 class TestFrozenTooLate:
     def model(self):
         model = nets.functional()
-        model.compile(keras.optimizers.Adam(), nets.LOSS)
+        nets.compiled(model, keras.optimizers.SGD(0.1, momentum=0.9))
         model.fit(nets.dataset(), verbose=0, shuffle=False)
         return model
 

@@ -47,8 +47,7 @@ def fit(model, epochs, callbacks=(), **arguments):
 def frozen(optimizer=None, build=nets.functional, **arguments):
     model = build()
     tfdeep.freeze(model, "hidden[12]")
-    model.compile(optimizer or keras.optimizers.Adam(0.01), nets.LOSS, **arguments)
-    return model
+    return nets.compiled(model, optimizer or keras.optimizers.Adam(0.01), **arguments)
 
 
 HEAD = {"hidden3", "outputs"}
@@ -223,7 +222,7 @@ class TestResumed:
             (3, False),
             (5, True),
             *(
-                pytest.param(stops_in, backup_first, marks=pytest.mark.long)
+                pytest.param(stops_in, backup_first, marks=pytest.mark.slow)
                 for stops_in in range(6)
                 for backup_first in (False, True)
             ),
@@ -292,6 +291,7 @@ class TestResumed:
         np.testing.assert_equal(self.state(model), self.state(whole))
         assert not [w for w in recwarn if "load" in str(w.message)]
 
+    @pytest.mark.slow
     def test_on_two_replicas(self, tmp_path):
         def begin():
             with nets.two_replicas().scope():

@@ -20,8 +20,7 @@ STEPS = 24
 
 def fit(callbacks, model=None, epochs=1):
     if model is None:
-        model = nets.functional()
-        model.compile("sgd", nets.LOSS)
+        model = nets.compiled(nets.functional(), "sgd")
     data = nets.dataset(STEPS * 8, 8)
     model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
 

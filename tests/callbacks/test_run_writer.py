@@ -16,8 +16,8 @@ from keras import layers
 from tests import nets
 from tfdeep.callbacks import GradientMonitor
 from tfdeep.callbacks._run_writer import RunWriter
-from tfdeep.diagnostics import Recording, rules
-from tfdeep.diagnostics._run_file import FILE_NAME, read_run
+from tfdeep.diagnostics import Recording, read_run, rules
+from tfdeep.diagnostics._run_file import FILE_NAME
 from tfdeep.optimizers import ClipByNorm, SkipNonFinite, Telemetry
 
 pytest.importorskip("tensorboard")
@@ -42,8 +42,7 @@ def build(optimizer=None):
     x = layers.Dense(6, activation="tanh", name="hidden1")(inputs)
     x = layers.Dense(6, activation="relu", name="hidden2")(x)
     model = keras.Model(inputs, layers.Dense(nets.CLASSES, name="outputs")(x))
-    model.compile(optimizer or keras.optimizers.SGD(0.1), nets.LOSS)
-    return model
+    return nets.compiled(model, optimizer or keras.optimizers.SGD(0.1))
 
 
 def fit(model, monitor):

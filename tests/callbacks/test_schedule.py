@@ -18,7 +18,7 @@ def fit(*callbacks, steps=STEPS, epochs=1, steps_accumulated=None, **monitor):
     optimizer = keras.optimizers.SGD(
         RATE, gradient_accumulation_steps=steps_accumulated
     )
-    model.compile(optimizer, nets.LOSS, steps_per_execution=AN_EXECUTION)
+    nets.compiled(model, optimizer, steps_per_execution=AN_EXECUTION)
     monitor = tfdeep.callbacks.GradientMonitor(on_finding=None, **monitor)
     model.fit(
         nets.dataset(steps // epochs * 16, 16),

@@ -63,9 +63,9 @@ def zeroed(content, begin):
     return content[:begin] + bytes(64) + content[begin + 64 :]
 
 
-def test_no_damage_makes_it_hang(tmp_path, request):
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_damage_makes_it_hang(step, tmp_path):
     """Some blocks of the heap, zeroed, have the library run in circles for ever."""
-    step = 1 if request.config.getoption("--long") else 3
     layers = {f"hidden{n}": legacy.dense(f"hidden{n}", n) for n in range(6)}
     path = legacy.write(tmp_path / "net.h5", layers, is_model=True, as_text=True)
     content = path.read_bytes()
@@ -741,7 +741,8 @@ def children():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-def test_nothing_is_left_behind(tmp_path, path, monkeypatch, request):
+@pytest.mark.parametrize("count", [41, pytest.param(200, marks=pytest.mark.slow)])
+def test_nothing_is_left_behind(count, tmp_path, path, monkeypatch):
     """No descriptor, process or temporary file, whether it goes well or not."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -751,7 +752,7 @@ def test_nothing_is_left_behind(tmp_path, path, monkeypatch, request):
     whole = path.read_bytes()
     archive = files.keras_archive(nets.functional(), tmp_path)
     before = None
-    for n in range(200 if request.config.getoption("--long") else 41):
+    for n in range(count):
         if n == 1:
             before = open_descriptors(), children()
         path.write_bytes(whole if n % 2 else whole[:3000])

@@ -47,9 +47,9 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_killed_at_any_moment(suffix, tmp_path, request):
-    kills = 100 if request.config.getoption("--long") else 3
+def test_killed_at_any_moment(suffix, kills, tmp_path):
     path = tmp_path / f"net{suffix}"
     saver = subprocess.Popen(
         [sys.executable, "-c", SAVER, str(path)],
@@ -84,8 +84,9 @@ def test_killed_at_any_moment(suffix, tmp_path, request):
         saver.wait()
 
 
+@pytest.mark.parametrize("levels", [10, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk(suffix, tmp_path, request):
+def test_a_full_disk(suffix, levels, tmp_path):
     """Needs the right to mount a small tmpfs."""
     place = tmp_path / "small"
     place.mkdir()
@@ -98,7 +99,6 @@ def test_a_full_disk(suffix, tmp_path, request):
         before = {name: value.copy() for name, value in values(model).items()}
         there = sorted(os.listdir(place))
         failed = 0
-        levels = 50 if request.config.getoption("--long") else 10
         for fill in range(350_000, 409_600, 59_600 // levels):
             filler = place / "filler"
             with contextlib.suppress(OSError):

@@ -26,15 +26,12 @@ NAMELESS = ("object_checkpoint", "managed_checkpoint", "saved_model")
 each_format = pytest.mark.parametrize("kind", files.WRITERS)
 
 
-def values(model):
-    from tfdeep._keras._variables import model_variables
-
-    return {v.path: v.variable.numpy() for v in model_variables(model)}
+values = nets.values
 
 
+# Each kind of model once on either side; all other pairs are slow.
 @each_format
-@pytest.mark.parametrize("source", MODELS)
-@pytest.mark.parametrize("target", MODELS)
+@pytest.mark.parametrize(("source", "target"), nets.latin(MODELS, MODELS, [1]))
 def test_chosen_layers_come_from_every_format_into_every_kind_of_model(
     kind, source, target, tmp_path
 ):
@@ -423,7 +420,9 @@ def test_an_assignment_that_fails_leaves_all_variables_as_they_were(
 
 
 @each_format
-@pytest.mark.parametrize("system", ["this one", "without preadv"])
+@pytest.mark.parametrize(
+    "system", ["this one", pytest.param("without preadv", marks=pytest.mark.slow)]
+)
 def test_several_threads_may_read_from_one_file(kind, system, tmp_path, monkeypatch):
     if system == "without preadv":  # as on Windows
         monkeypatch.delattr(os, "preadv", raising=False)

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import tfdeep
+from tests import nets
 from tests.checkpoints import files
-from tfdeep._keras._variables import model_variables
 from tfdeep.errors import MismatchError
 
 IDS, LENGTH = 11, 6
@@ -102,8 +102,7 @@ MODELS = {
 }
 
 
-def values(model):
-    return {v.path: v.variable.numpy() for v in model_variables(model)}
+values = nets.values
 
 
 def built(kind, seed):
@@ -120,13 +119,16 @@ def built(kind, seed):
 OFTEN = ("weights_h5", "tf1_saver", "safetensors", "subset_weights_h5")
 
 
-@pytest.mark.parametrize("kind", files.NAMED_WRITERS)
-@pytest.mark.parametrize("build", MODELS)
-def test_all_comes_back_bit_for_bit(kind, build, tmp_path, request):
-    """`pytest --long` pairs all; else all formats with one kind of model."""
-    is_long = request.config.getoption("--long")
-    if not is_long and build != "nested" and kind not in OFTEN:
-        pytest.skip("paired by `pytest --long`")
+# All formats with one kind of model, some with all; all other pairs are slow.
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    nets.slow_unless(
+        lambda kind, build: build == "nested" or kind in OFTEN,
+        files.NAMED_WRITERS,
+        MODELS,
+    ),
+)
+def test_all_comes_back_bit_for_bit(kind, build, tmp_path):
     written, model = built(build, 1), built(build, 2)
     path = files.NAMED_WRITERS[kind](written, tmp_path)
     report = tfdeep.restore(model, path)
@@ -197,8 +199,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("scenario", SILENT)
+@pytest.mark.parametrize(("kind", "scenario"), nets.latin(FORMATS, SILENT))
 def test_what_cannot_be_filled_is_reported_and_nothing_is_changed(
     scenario, kind, tmp_path
 ):

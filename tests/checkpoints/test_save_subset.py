@@ -17,8 +17,7 @@ SUFFIXES = [".weights.h5", ".safetensors", ".npz", ".ckpt"]
 each_suffix = pytest.mark.parametrize("suffix", SUFFIXES)
 
 
-@each_suffix
-@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize(("suffix", "build"), nets.latin(SUFFIXES, MODELS, [0, 1]))
 def test_a_part_comes_back_and_no_more(suffix, build, tmp_path):
     written, model = built(build, 1), built(build, 2)
     chosen = "trunk/(lstm|both)" if build == "nested" else "lstm|both"

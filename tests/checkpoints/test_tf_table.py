@@ -748,17 +748,23 @@ def changed(content, rng):
     return content[:at] + rng.bytes(count) + content[at:]
 
 
+each_count = pytest.mark.parametrize(
+    "count", [300, pytest.param(3000, marks=pytest.mark.slow)]
+)
+
+
 @pytest.mark.parametrize(
     "kind", ["object", "saved model", "tf1", "tf1 in two files", "v1"]
 )
-def test_random_damage_gives_an_error_or_the_same_values(kind, tmp_path, request):
+@each_count
+def test_random_damage_gives_an_error_or_the_same_values(kind, count, tmp_path):
     prefix = CHECKPOINTS[kind](tmp_path)
     right = every_value(prefix)
     parent = pathlib.Path(prefix).parent
     parts = sorted(parent.glob(pathlib.Path(prefix).name + "*"))
     rng = np.random.RandomState(5)
     same = 0
-    for number in range(3000 if request.config.getoption("--long") else 300):
+    for number in range(count):
         path = parts[number % len(parts)]
         whole = path.read_bytes()
         path.write_bytes(changed(whole, rng))
@@ -776,7 +782,8 @@ def test_random_damage_gives_an_error_or_the_same_values(kind, tmp_path, request
 
 
 @pytest.mark.parametrize("kind", ["object", "tf1", "tf1 in two files", "v1"])
-def test_random_lies_with_right_checksums(kind, tmp_path, request):
+@each_count
+def test_random_lies_with_right_checksums(kind, count, tmp_path):
     """Changes in the entries, before their checksums are taken."""
     prefix = CHECKPOINTS[kind](tmp_path)
     path = prefix if kind == "v1" else f"{prefix}.index"
@@ -785,7 +792,7 @@ def test_random_lies_with_right_checksums(kind, tmp_path, request):
     ) as content:
         rows = list(content)
     refused, rng = 0, np.random.RandomState(6)
-    for _ in range(3000 if request.config.getoption("--long") else 300):
+    for _ in range(count):
         at = rng.randint(len(rows))
         key, value = rows[at]
         if rng.randint(8):

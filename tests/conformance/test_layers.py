@@ -221,10 +221,13 @@ def test_gradients_under_xla_in_mixed_precision(name, number):
 # One network with a branch for each case trains them all: tracing takes the time.
 
 
-def chosen(request):
-    """Every case with `--long`, else the first of each class."""
-    is_long = request.config.getoption("--long")
-    return [case for case in EACH if is_long or case[1] == 0]
+each_set_of_cases = pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param([case for case in EACH if case[1] == 0], id="one of each class"),
+        pytest.param(EACH, id="all", marks=pytest.mark.slow),
+    ],
+)
 
 
 def branches(cases):
@@ -258,13 +261,13 @@ def fit(model, cases, **arguments):
     return after
 
 
-def test_they_train_under_xla(request):
-    cases = chosen(request)
+@each_set_of_cases
+def test_they_train_under_xla(cases):
     fit(branches(cases), cases, jit_compile=True)
 
 
-def test_they_train_on_two_replicas(request):
-    cases = chosen(request)
+@each_set_of_cases
+def test_they_train_on_two_replicas(cases):
     with nets.two_replicas().scope():
         model = branches(cases)
     alone = branches(cases)

@@ -7,8 +7,8 @@ import pytest
 
 from tfdeep import cli
 from tfdeep._keras._architecture import LayerInfo
-from tfdeep.diagnostics import Finding, Recording
-from tfdeep.diagnostics._html_report import group_findings, write_html_report
+from tfdeep.diagnostics import Finding, Recording, write_html_report
+from tfdeep.diagnostics._html_report import group_findings
 from tfdeep.diagnostics._run_file import FILE_NAME, RunFileWriter
 
 EVIL = "<script>alert('1')</script>&\"h"

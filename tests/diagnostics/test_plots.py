@@ -6,9 +6,9 @@ import pytest
 
 import tfdeep
 from tfdeep._keras._architecture import LayerInfo
-from tfdeep.diagnostics import Finding, Recording, _plots
+from tfdeep.diagnostics import Finding, Recording, _plots, plot_run
 from tfdeep.diagnostics._finding import KINDS
-from tfdeep.diagnostics._plots import heat_map_png, plot_run
+from tfdeep.diagnostics._plots import heat_map_png
 
 pytest.importorskip("matplotlib")
 
@@ -42,7 +42,7 @@ def recording(layers=3, steps=30, activation="tanh", units=True, change=None):
 def drawn(run, findings=()):
     """The page, once it has been drawn: norms, heat map, updates, loss, and units."""
     figure = plot_run(run, findings)
-    figure.savefig(io.BytesIO(), format="png", dpi=30)
+    figure.savefig(io.BytesIO(), format="png", dpi=10)
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 

@@ -7,13 +7,12 @@ import tfdeep
 from tfdeep import cli
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._quantities import OF_LAYERS, OF_VARIABLES
-from tfdeep.diagnostics import Finding, Recording
+from tfdeep.diagnostics import Finding, Recording, read_run
 from tfdeep.diagnostics._run_file import (
     FILE_NAME,
     RunFileWriter,
     Thinning,
     is_written,
-    read_run,
 )
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 

@@ -10,9 +10,9 @@ from tests.hostile.mutate import BAD, attempt, mutated
 from tests.hostile.seeds import FORMATS, contents
 
 
+@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_damage_at_random(name, tmp_path, request):
-    count = 1000 if request.config.getoption("--long") else 25
+def test_damage_at_random(name, count, tmp_path):
     write, suffix, checked = FORMATS[name]
     path = str(write(tmp_path))
     content = pathlib.Path(f"{path}{suffix}").read_bytes()

@@ -1,21 +1,13 @@
 """The example of the guide, in short."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
-import tfdeep
-
-PATH = pathlib.Path(tfdeep.__file__).parent.parent / "examples/initialize_deep_nets.py"
+from tests import programs
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("initialize_deep_nets", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.example("initialize_deep_nets")
 
 
 def test_it_prints_and_draws(example, tmp_path, capsys, monkeypatch):

@@ -1,18 +1,12 @@
 """The example of the guide, and what the guide says of it."""
 
-import importlib.util
-import pathlib
 import re
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.programs import ROOT, example
 
 
 def test_the_start_from_data_takes_out_the_size_of_the_first_weights(capsys):
-    path = ROOT / "examples" / "layers_start_from_data.py"
-    spec = importlib.util.spec_from_file_location("layers_start_from_data", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    results = example.main()
+    results = example("layers_start_from_data").main()
     for (_, adapted), found in results.items():
         if adapted:
             assert all(abs(s - 0.628) < 0.02 for s in found)

@@ -1,6 +1,5 @@
 """What holds for each wrapper, and for each one inside another."""
 
-import itertools
 import math
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfdeep
 from benchmarks import replica_parity
 from tests import nets
 from tfdeep import optimizers
@@ -24,19 +24,8 @@ each_wrapper = pytest.mark.parametrize("wrapper", ONE_DEEP)
 STEPS = 6
 
 
-def pytest_generate_tests(metafunc):
-    """All pairs of wrappers with `--long`; else each as outer and as inner thrice."""
-    if {"outer", "inner"} <= set(metafunc.fixturenames):
-        pairs = itertools.product(enumerate(ONE_DEEP), enumerate(ONE_DEEP))
-        is_long = metafunc.config.getoption("--long")
-        metafunc.parametrize(
-            ("outer", "inner"),
-            [
-                (outer, inner)
-                for (i, outer), (j, inner) in pairs
-                if is_long or (i - j) % len(ONE_DEEP) in (0, 1, 3)
-            ],
-        )
+# Each is the outer one and the inner one three times; all other pairs are slow.
+PAIRS = nets.latin(ONE_DEEP, ONE_DEEP)
 
 
 def equal(a, b):
@@ -44,41 +33,44 @@ def equal(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-def fit(optimizer, weights=None, epochs=3, **arguments):
-    model = nets.functional()
+def momentum():
+    return SGD(0.05, momentum=0.9)
+
+
+def fit(optimizer, weights=None, epochs=3, build=nets.functional, **arguments):
+    model = build()
     if weights is not None:
         model.set_weights(weights)
     before = model.get_weights()
-    model.compile(optimizer, nets.LOSS, **arguments)
+    nets.compiled(model, optimizer, **arguments)
     model.fit(nets.dataset(), epochs=epochs, verbose=0)
     return model, before
 
 
 @each_wrapper
-def test_xla_trains_the_same(wrapper):
-    wrap = WRAPPERS[wrapper]
-    compiled, before = fit(wrap(Adam(0.02)), jit_compile=True)
-    plain, _ = fit(wrap(Adam(0.02)), before, jit_compile=False)
-    assert nets.largest_difference(compiled, plain) < 1e-6
-    assert nets.largest_difference(compiled, fit(SGD(0.0), before)[0]) > 1e-3
-
-
-@each_wrapper
-def test_one_execution_of_several_steps_trains_the_same(wrapper):
-    wrap = WRAPPERS[wrapper]
-    several, before = fit(wrap(Adam(0.02)), steps_per_execution=4)
-    single, _ = fit(wrap(Adam(0.02)), before)
+def test_xla_and_several_steps_an_execution_train_the_same(wrapper):
+    wrap, build = WRAPPERS[wrapper], nets.small
+    several, before = fit(
+        wrap(Adam(0.02)), build=build, jit_compile=True, steps_per_execution=4
+    )
+    single, _ = fit(wrap(Adam(0.02)), before, build=build)
     assert nets.largest_difference(several, single) < 1e-6
     assert several.optimizer.telemetry.steps == 3 * STEPS
+    moved = [
+        np.abs(a - b).max() for a, b in zip(before, several.get_weights(), strict=True)
+    ]
+    assert max(moved) > 1e-3
 
 
 @each_wrapper
 def test_saved_in_the_middle_it_goes_on_the_same(wrapper, tmp_path):
-    model, _ = fit(WRAPPERS[wrapper](Adam(0.02)), epochs=1)
+    model, _ = fit(WRAPPERS[wrapper](momentum()), epochs=1)
     model.fit(nets.dataset().take(3), verbose=0)  # an odd number of micro-batches
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")  # no custom_objects
+    assert type(loaded.optimizer) is type(model.optimizer)
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) > 0
     for m in (model, loaded):
         m.fit(nets.dataset(), epochs=2, verbose=0)
     equal(loaded.get_weights(), model.get_weights())
@@ -96,32 +88,27 @@ def test_a_model_that_was_never_trained_can_be_loaded(wrapper, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     equal(loaded.get_weights(), model.get_weights())
     for m in (model, loaded):
-        m.fit(nets.dataset(), epochs=2, verbose=0)
+        nets.apply_random_gradients(m.optimizer, m.trainable_variables, steps=4)
     equal(loaded.get_weights(), model.get_weights())
+    before = loaded.get_weights()
+    loaded.fit(nets.dataset(), verbose=0)
+    assert any(
+        (a != b).any() for a, b in zip(before, loaded.get_weights(), strict=True)
+    )
 
 
+@pytest.mark.parametrize(("outer", "inner"), PAIRS)
 def test_nested_saved_and_loaded_it_goes_on_the_same(outer, inner, tmp_path):
-    model = nets.functional()
-    model.compile(WRAPPERS[outer](WRAPPERS[inner](Adam(0.02))), nets.LOSS)
-    variables = model.trainable_variables
-    rng = np.random.default_rng(0)
-
-    def steps(count):
-        return [
-            [tf.constant(rng.normal(size=v.shape), tf.float32) for v in variables]
-            for _ in range(count)
-        ]
-
+    model = nets.small()
+    model.compile(WRAPPERS[outer](WRAPPERS[inner](momentum())), nets.LOSS)
     # Three: an odd number of micro-batches, and past the warm-up of ZScoreClip.
-    for gradients in steps(3):
-        model.optimizer.apply(gradients, variables)
+    nets.apply_random_gradients(model.optimizer, model.trainable_variables, steps=3)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     before = model.get_weights()
     equal(loaded.get_weights(), before)
-    for gradients in steps(5):
-        model.optimizer.apply(gradients, model.trainable_variables)
-        loaded.optimizer.apply(gradients, loaded.trainable_variables)
+    for m in (model, loaded):
+        nets.apply_random_gradients(m.optimizer, m.trainable_variables, 5, seed=1)
     equal(loaded.get_weights(), model.get_weights())
     equal(loaded.optimizer.variables, model.optimizer.variables)
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
@@ -131,9 +118,8 @@ def test_nested_saved_and_loaded_it_goes_on_the_same(outer, inner, tmp_path):
 def test_mixed_precision_puts_its_loss_scaling_around_it(wrapper):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = nets.functional()
         optimizer = WRAPPERS[wrapper](SGD(0.05))
-        model.compile(optimizer, nets.LOSS)
+        model = nets.compiled(nets.functional(), optimizer)
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.optimizer.inner_optimizer is optimizer
@@ -144,7 +130,9 @@ def test_mixed_precision_puts_its_loss_scaling_around_it(wrapper):
 
 @each_wrapper
 def test_the_state_has_one_place_in_a_list_of_weights(wrapper):
-    model, _ = fit(WRAPPERS[wrapper](Adam(0.02)), epochs=1)
+    model = nets.small()
+    model.compile(WRAPPERS[wrapper](Adam(0.02)), nets.LOSS)
+    nets.apply_random_gradients(model.optimizer, model.trainable_variables, steps=6)
     values = [v.numpy() for v in model.optimizer.variables]
     other = WRAPPERS[wrapper](Adam(0.02))
     other.build(model.trainable_variables)
@@ -155,9 +143,7 @@ def test_the_state_has_one_place_in_a_list_of_weights(wrapper):
 
 @each_wrapper
 def test_weights_that_freeze_and_thaw_leave_the_state(wrapper):
-    import tfdeep
-
-    model, _ = fit(WRAPPERS[wrapper](Adam(0.02)), epochs=1)
+    model, _ = fit(WRAPPERS[wrapper](momentum()), epochs=1)
     iterations = int(model.optimizer.iterations)
     steps = model.optimizer.telemetry.steps
     tfdeep.freeze(model, "hidden1")
@@ -314,8 +300,12 @@ class TestAroundSeveralOptimizers:
 
     @each_wrapper
     def test_training_is_that_of_the_single_optimizer(self, wrapper):
-        groups, before = fit(self.make(WRAPPERS[wrapper]))
-        single, _ = fit(WRAPPERS[wrapper](SGD(1.0)), before)
+        groups, single = nets.functional(), nets.functional()
+        single.set_weights(groups.get_weights())
+        groups.compile(self.make(WRAPPERS[wrapper]), nets.LOSS)
+        single.compile(WRAPPERS[wrapper](SGD(1.0)), nets.LOSS)
+        for m in (groups, single):
+            nets.apply_random_gradients(m.optimizer, m.trainable_variables, steps=6)
         assert nets.largest_difference(groups, single) < 1e-6
 
     def test_callbacks_see_its_groups(self):

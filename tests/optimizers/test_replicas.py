@@ -1,5 +1,6 @@
 """Several replicas: the weights of one device, and what cannot be right is refused."""
 
+import functools
 import json
 import os
 import subprocess
@@ -23,67 +24,63 @@ SGD = keras.optimizers.SGD
 # Parity with one device.
 
 
-def chosen_cases(config):
-    """Every case with `--long`; else each wrapper once, and what is special."""
-    every = list(replica_parity.cases())
-    if config.getoption("--long"):
-        return every
-    inner = list(replica_parity.INNER)
-    special = ["ClipByGlobalNorm, SGD, use_ema", "Accumulate, SGD, loss_scale_factor"]
-    return special + [
-        f"{wrapper}, {inner[i % len(inner)]}"
-        for i, wrapper in enumerate(replica_parity.WRAPPERS)
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(request):
+@functools.cache
+def alone(name):
     makers = replica_parity.cases() | replica_parity.keras_cases()
-    names = [*chosen_cases(request.config), "Keras global_clipnorm, SGD"]
-    return {
-        (name, epochs): replica_parity.train(
-            makers[name], tf.distribute.get_strategy(), epochs
-        )
-        for name in names
-        for epochs in (0, replica_parity.EPOCHS)
-    }
+    return replica_parity.train(makers[name], tf.distribute.get_strategy())
 
 
-# Where the short form trains fewer: the same code runs there in more processes.
-FEW = ("ClipByGlobalNorm, AdamW", "Accumulate(ClipByGlobalNorm), AdamW", "Keras")
+def each_wrapper_once():
+    inner = list(replica_parity.INNER)
+    for i, wrapper in enumerate(replica_parity.WRAPPERS):
+        yield f"{wrapper}, {inner[i % len(inner)]}"
 
 
-@pytest.mark.xdist_group("parity")  # one process trains alone, once
+EVERY = list(replica_parity.cases())
+ONCE = [
+    *each_wrapper_once(),
+    "ClipByGlobalNorm, SGD, use_ema",
+    "Accumulate, SGD, loss_scale_factor",
+]
+# The same code runs on the workers, in more processes.
+FEW = ["Accumulate(ClipByGlobalNorm), AdamW"]
+
+
 @pytest.mark.parametrize(
-    "way",
-    ["2 replicas", pytest.param("4 replicas", marks=pytest.mark.long), "2 workers"],
+    ("way", "names"),
+    [
+        pytest.param("2 replicas", ONCE, id="2 replicas"),
+        pytest.param("2 workers", FEW, id="2 workers"),
+        *(
+            pytest.param(way, EVERY, id=f"{way}, all", marks=pytest.mark.slow)
+            for way in ("2 replicas", "4 replicas", "2 workers")
+        ),
+    ],
 )
-def test_the_weights_are_those_of_one_device(way, alone, request):
-    if way != "2 replicas" and not request.config.getoption("--long"):
-        alone = {key: w for key, w in alone.items() if key[0].startswith(FEW)}
-        assert len(alone) == 2 * len(FEW)
-    names = list(dict.fromkeys(name for name, _ in alone))
+def test_the_weights_are_those_of_one_device(way, names):
+    names = [*names, "Keras global_clipnorm, SGD"]
     if way == "2 workers":
         first, second = replica_parity.train_on_workers(names)
         for key, weights in first.items():  # the workers stay together
             assert replica_parity.difference(weights, second[key]) == 0
     else:
         first = replica_parity.train_on_replicas(names, int(way[0]))
-    for key, weights in alone.items():
-        difference = replica_parity.difference(first[key], weights)
-        print(way, *key, difference)
-        if key[0].startswith("Keras"):
+    for (name, epochs), weights in first.items():
+        difference = replica_parity.difference(weights, alone(name)[epochs])
+        print(way, name, epochs, difference)
+        if name.startswith("Keras"):
             assert difference > 1e-3  # clips each replica by itself
         else:
-            assert difference < 1e-6, key
+            assert difference < 1e-6, (name, epochs)
+    assert len(first) == 2 * len(names)
+
+
+# Without the pattern that leaves out the head.
+WRAPPERS = replica_parity.WRAPPERS | {"AdaptiveClip": tfdeep.optimizers.AdaptiveClip}
 
 
 def all_reduces(optimizer_of):
-    """The number of sums over replicas in the graph of one train step, by replica."""
-    strategy = nets.two_replicas()
-    with strategy.scope():
-        model = nets.functional()
-        model.compile(optimizer_of(SGD(0.1)), nets.LOSS)
+    """The number of sums over replicas in the graph of one step, by replica."""
     calls = []
     own = tf.distribute.ReplicaContext.all_reduce
 
@@ -93,18 +90,13 @@ def all_reduces(optimizer_of):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.distribute.ReplicaContext, "all_reduce", counted)
-        model.fit(nets.dataset(), verbose=0)
+        run_step(lambda here: tf.constant([1.0, 3.0]), lambda: [optimizer_of(SGD(0.1))])
     return len(calls) / 2
 
 
-@pytest.fixture(scope="module")
-def plain_all_reduces():
-    return all_reduces(lambda inner: inner)
-
-
-@pytest.mark.parametrize("wrapper", replica_parity.WRAPPERS)
-def test_a_step_sums_over_the_replicas_once(wrapper, plain_all_reduces):
-    assert all_reduces(replica_parity.WRAPPERS[wrapper]) == plain_all_reduces
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_step_sums_over_the_replicas_once(wrapper):
+    assert all_reduces(WRAPPERS[wrapper]) == all_reduces(lambda inner: inner) == 1
 
 
 def run_step(replica_gradient, make_optimizers):
@@ -156,12 +148,10 @@ def overflow_on(replica, make_optimizer):
 
 
 @pytest.mark.parametrize("replica", [0, 1])
-@pytest.mark.parametrize("wrapper", replica_parity.WRAPPERS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_an_overflow_on_one_replica_skips_the_step_on_all(wrapper, replica):
     """Keras looks at the first replica only, whatever it has inside."""
-    wrap = replica_parity.WRAPPERS[wrapper]
-    if wrapper == "AdaptiveClip":
-        wrap = tfdeep.optimizers.AdaptiveClip
+    wrap = WRAPPERS[wrapper]
     weight, optimizer = overflow_on(
         replica, lambda: keras.optimizers.LossScaleOptimizer(wrap(SGD(0.1)))
     )
@@ -262,9 +252,8 @@ def test_several_steps_an_execution_work_with_another_all_reduce(all_reduce):
         ),
     ):
         with strategy.scope():
-            model = nets.functional()
             optimizer = Accumulate(ClipByGlobalNorm(SGD(0.1), 0.1), steps=2)
-            model.compile(optimizer, nets.LOSS, steps_per_execution=3)
+            model = nets.compiled(nets.small(), optimizer, steps_per_execution=3)
         if weights is not None:
             model.set_weights(weights)
         weights = model.get_weights()
@@ -349,6 +338,7 @@ def test_a_parameter_server_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_keras_still_cannot_fit_on_the_workers_of_tensorflows_own_strategy():
     """If this fails, `tfdeep.distribute` is needed no longer."""
     import socket

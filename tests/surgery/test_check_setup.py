@@ -338,12 +338,10 @@ def test_nothing_is_changed_and_the_report_prints():
         ("ResNet50", ["bias_before_batch_norm"]),
         ("EfficientNetB0", []),
         # Thirteen convolutions and two dense layers with ReLU and Glorot's scale.
-        ("VGG16", ["initializer_mismatch"]),
+        pytest.param("VGG16", ["initializer_mismatch"], marks=pytest.mark.slow),
     ],
 )
-def test_well_known_networks(name, rules, request):
-    if name == "VGG16" and not request.config.getoption("--long"):
-        pytest.skip("long")
+def test_well_known_networks(name, rules):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=(32, 32, 3), classes=10)
     model.compile("adam", "sparse_categorical_crossentropy")

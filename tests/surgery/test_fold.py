@@ -331,11 +331,14 @@ def test_the_report_prints():
 
 
 @pytest.mark.parametrize(
-    ("name", "folds"), [("MobileNetV2", 52), ("ResNet50", 53), ("EfficientNetB0", 49)]
+    ("name", "folds"),
+    [
+        ("MobileNetV2", 52),
+        pytest.param("ResNet50", 53, marks=pytest.mark.slow),
+        pytest.param("EfficientNetB0", 49, marks=pytest.mark.slow),
+    ],
 )
-def test_the_whole_of_well_known_networks_is_folded(name, folds, request):
-    if name != "MobileNetV2" and not request.config.getoption("--long"):
-        pytest.skip("long")
+def test_the_whole_of_well_known_networks_is_folded(name, folds):
     make = getattr(keras.applications, name)
     model = randomized(make(weights=None, input_shape=(32, 32, 3), classes=10))
     for weight in model.weights:  # such that signals neither die nor overflow

@@ -63,9 +63,16 @@ def pair(build):
     return made
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "sample weights"])
+# Each net with each optimizer once and with and without weights; the rest is slow.
+def is_quick(net, optimizer, weighted):
+    places = list(NETS).index(net) + list(OPTIMIZERS).index(optimizer)
+    return (places + weighted) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("net", "optimizer", "weighted"),
+    nets.slow_unless(is_quick, NETS, OPTIMIZERS, [False, True]),
+)
 def test_cached_training_equals_frozen_training(net, optimizer, weighted):
     build, include, boundary = NETS[net]
     uncached, model = pair(build)
@@ -75,11 +82,13 @@ def test_cached_training_equals_frozen_training(net, optimizer, weighted):
 
     tfdeep.freeze(uncached, include)
     uncached.compile(OPTIMIZERS[optimizer](), **arguments)
+    nets.traced_once(uncached)
     uncached.fit(data, epochs=5, shuffle=False, verbose=0)
 
     tfdeep.freeze(model, include)
     head, features, report = tfdeep.cache_frozen(model, data)
     head.compile(OPTIMIZERS[optimizer](), **arguments)
+    nets.traced_once(head)
     head.fit(features, epochs=5, shuffle=False, verbose=0)
 
     assert nets.largest_difference(model, uncached) <= 1e-6

@@ -38,16 +38,16 @@ def images_of_three_classes():
 
 
 CLASS_WEIGHTS = {0: 0.5, 1: 1.0, 2: 2.0}
-SHORT = [("SGD", True, True), ("Adam", False, False)]
+QUICK = [("SGD", True, True), ("Adam", False, False)]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("whole", [True, False], ids=["base", "part of the base"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
-def test_mobile_net(optimizer, whole, weighted, request, tmp_path):
-    is_long = request.config.getoption("--long")
-    if not is_long and (optimizer, whole, weighted) not in SHORT:
-        pytest.skip("two of the cases show it; all with --long")
+@pytest.mark.parametrize(
+    ("optimizer", "whole", "weighted"),
+    nets.slow_unless(
+        lambda *case: case in QUICK, OPTIMIZERS, [True, False], [False, True]
+    ),
+)
+def test_mobile_net(optimizer, whole, weighted, tmp_path):
     weights = CLASS_WEIGHTS if weighted else None
     trained = []
     data = images_of_three_classes()

@@ -22,13 +22,10 @@ def fit(model, epochs=1, **arguments):
 
 
 def fit_briefly(model):
-    model.fit(*nets.examples(32), batch_size=16, shuffle=False, verbose=0)
+    model.fit(*nets.examples(16), batch_size=16, shuffle=False, verbose=0)
 
 
-def values(model):
-    from tfdeep._keras._variables import model_variables
-
-    return {v.path: v.variable.numpy() for v in model_variables(model)}
+values = nets.values
 
 
 def moved(before, after):
@@ -50,8 +47,7 @@ def moved(before, after):
     ids=["SGD", "AdamW", "EMA", "EMA overwrites", "wrapped"],
 )
 def test_frozen_variables_stay_as_they_are(fitted, optimizer):
-    model = nets.functional()
-    model.compile(optimizer(), nets.LOSS)
+    model = nets.compiled(nets.functional(), optimizer())
     if fitted:
         fit(model)
     report = tfdeep.freeze(model, include="hidden[12]")
@@ -71,8 +67,7 @@ def test_moments_and_steps_survive_freezing_and_unfreezing(build):
     model, plain = MODELS[build](), MODELS[build]()
     plain.set_weights(model.get_weights())
     for m in (model, plain):
-        m.compile(keras.optimizers.Adam(0.01), nets.LOSS)
-        fit(m)
+        fit(nets.compiled(m, keras.optimizers.Adam(0.01)))
     optimizer = model.optimizer
     tfdeep.freeze(model, include="hidden1")
     tfdeep.unfreeze(model, include="hidden1")

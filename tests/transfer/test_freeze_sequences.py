@@ -2,8 +2,7 @@
 
 What must hold after each step is worked out here by name, from the rules alone:
 frozen variables are bit-identical, all others move, and what an optimizer knows of a
-variable is what it knew when it last trained it. The long form runs 100 sequences of
-14 to 20 steps; the default form a few short ones.
+variable is what it knew when it last trained it.
 """
 
 import re
@@ -12,6 +11,7 @@ import warnings
 import hypothesis
 import keras
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from keras import layers
 
@@ -261,23 +261,20 @@ class Run:
             tfdeep.freeze(self.model)
 
 
-def test_any_sequence(request, tmp_path):
-    is_long = request.config.getoption("--long")
-
+@pytest.mark.parametrize(
+    ("count", "shortest", "longest"),
+    [(3, 4, 8), pytest.param(100, 14, 20, marks=pytest.mark.slow)],
+)
+def test_any_sequence(count, shortest, longest, tmp_path):
     @hypothesis.settings(
-        max_examples=100 if is_long else 5,
+        max_examples=count,
         deadline=None,
         derandomize=True,
         database=None,
         phases=[hypothesis.Phase.generate],  # to shrink a failure takes minutes
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(
-        starts,
-        st.lists(steps, min_size=14, max_size=20)
-        if is_long
-        else st.lists(steps, min_size=4, max_size=8),
-    )
+    @hypothesis.given(starts, st.lists(steps, min_size=shortest, max_size=longest))
     def run(start, sequence):
         keras.utils.clear_session(free_memory=False)
         run = Run(start, tmp_path)

@@ -1,13 +1,11 @@
+import importlib.util
 import re
 
 import numpy as np
 import pytest
 
-import tfdeep
 from tfdeep import cli
 from tfdeep._demo import _data, _run
-
-pytestmark = pytest.mark.xdist_group("demo")  # one process runs it, once
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +53,13 @@ def test_it_leaves_a_figure_logs_and_weights(demo):
     assert (output / "digits_0to4.weights.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_seed_makes_it_repeatable_to_the_bit(demo, tmp_path):
     again = _run.run_demo("digits", 3, 2, 3, tmp_path, lambda thing: None)
     assert again.digest == demo[1].digest
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_another_seed_gives_another_run(demo, tmp_path):
     other = _run.run_demo("digits", 4, 2, 3, tmp_path, lambda thing: None)
     assert other.digest != demo[1].digest
@@ -79,11 +78,13 @@ def test_the_digits_are_as_they_should_be():
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param((28, 28), id="mnist", marks=pytest.mark.long),
+        pytest.param((28, 28), id="mnist", marks=pytest.mark.slow),
         pytest.param((32, 32, 3), id="cifar10"),
     ],
 )
-def test_other_images_fit_as_well(shape, monkeypatch, tmp_path):
+def test_other_images_fit_as_well_and_what_is_not_installed_is_told(
+    shape, monkeypatch, tmp_path
+):
     """The other datasets are downloaded by Keras; here is something of their shape."""
     rng = np.random.default_rng(0)
 
@@ -96,9 +97,15 @@ def test_other_images_fit_as_well(shape, monkeypatch, tmp_path):
         return part(200), part(50)
 
     monkeypatch.setattr("keras.datasets.mnist.load_data", loaded)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = []
-    _run.run_demo("mnist", 0, 1, 1, tmp_path, said.append)
-    assert any("Test accuracy on 25 images" in str(thing) for thing in said)
+    _run.run_demo("mnist", 0, 1, 1, tmp_path, lambda thing: said.append(str(thing)))
+    text = "\n".join(said)
+    assert "Test accuracy on 25 images" in text
+    # No optional package is installed here.
+    assert "pip install tfdeep[tensorboard]" in text
+    assert "pip install tfdeep[plots]" in text
+    assert not (tmp_path / "gradient_norms.png").exists()
 
 
 def test_a_download_that_fails_is_explained(monkeypatch, capsys, tmp_path):
@@ -120,15 +127,3 @@ def test_the_command_line_takes_what_the_readme_says(monkeypatch, capsys):
         cli.main(["demo", "--dataset", "imagenet"])
     assert re.search(r"digits.*mnist.*fashion_mnist.*cifar10", capsys.readouterr().err)
     assert cli.DATASETS == _data.DATASETS
-
-
-def test_the_demo_says_how_to_get_what_is_not_installed(monkeypatch, tmp_path):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = []
-    _run.run_demo("digits", 0, 1, 1, tmp_path, lambda thing: said.append(str(thing)))
-    assert any("pip install tfdeep[tensorboard]" in thing for thing in said)
-    assert any("pip install tfdeep[plots]" in thing for thing in said)
-    assert not (tmp_path / "gradient_norms.png").exists()
-    assert tfdeep.__version__

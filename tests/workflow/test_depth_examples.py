@@ -1,20 +1,9 @@
 """The programs in `examples/` about depth: each number that the guide speaks of."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def example(name):
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.programs import example
 
 
 def scale_of_the_gradient(result):
@@ -108,7 +97,7 @@ def test_sigmoids_saturate_with_normal_weights_and_relus_die_at_large_rates(tmp_
     assert not any(lost[rate] for rate in (0.01, 0.1))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_twenty_sigmoid_layers_learn_with_batch_normalization_only(tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "figure.png"

@@ -1,20 +1,9 @@
 """The programs in `examples/`, run as a reader runs them."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def example(name):
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.programs import example
 
 
 def test_at_the_cliff_the_unclipped_step_jumps_ten_times_as_far(tmp_path, capsys):
@@ -40,6 +29,7 @@ def test_a_long_recurrent_network_diverges_unclipped_and_learns_clipped(tmp_path
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_net_that_does_not_train_is_mended_by_what_the_monitor_says():
     sick_layers = example("find_the_sick_layer")
     sick, losses = sick_layers.train("sigmoid", normalization=False, epochs=1)

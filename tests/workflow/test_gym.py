@@ -7,7 +7,7 @@ from benchmarks.gym import __main__ as gym
 from benchmarks.gym.healthy import HEALTHY
 from benchmarks.gym.sick import SICK
 
-# Of each net, whether activations are recorded.
+# A few of the nets, and whether their activations are recorded.
 SHORT_SICK = {
     "sigmoid_depth_20": False,
     "relu_normal_weights": True,
@@ -28,6 +28,13 @@ SHORT_HEALTHY = {
     "rezero": False,
     "attention": True,
 }
+SLOW = {
+    "rezero",
+    "attention",
+    "recurrent_forgets",
+    "corrupt_batch",
+    "relu_normal_weights",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +45,12 @@ def _clear():
 
 def chosen(cases, short):
     return [
-        pytest.param(case, short[case.name], id=case.name)
+        pytest.param(
+            case,
+            short[case.name],
+            id=case.name,
+            marks=pytest.mark.slow if case.name in SLOW else (),
+        )
         for case in cases
         if case.name in short
     ]

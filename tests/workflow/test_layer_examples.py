@@ -1,21 +1,11 @@
 """The programs in `examples/` about activations and normalizations, in short."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.programs import example
 
 
-def example(name):
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
+@pytest.mark.slow
 def test_sigmoids_stop_training_at_a_depth_where_relus_go_on(
     tmp_path, capsys, monkeypatch
 ):

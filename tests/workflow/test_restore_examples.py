@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.workflow.test_examples import example
+from tests.programs import example
 
 SAME = 1e-5  # the largest difference of an output
 

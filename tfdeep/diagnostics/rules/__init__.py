@@ -22,7 +22,16 @@ from tfdeep.diagnostics.rules._vanishing_gradient import VanishingGradient
 
 
 def default_rules() -> list[Rule]:
-    """One rule of each kind, with its default thresholds."""
+    """One rule of each kind, with its default thresholds.
+
+    Returns:
+        A new list, to change and hand to `GradientMonitor(rules=...)`.
+
+    Example:
+        >>> rules = tfdeep.diagnostics.rules.default_rules()
+        >>> rules = [rule for rule in rules if rule.kind != "loss_spike"]
+        >>> monitor = tfdeep.callbacks.GradientMonitor(rules=rules)
+    """
     return [
         NonFinite(),
         NoGradient(),
