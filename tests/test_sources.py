@@ -37,12 +37,12 @@ ALLOWED = {
     "optimizers/_wrapper.py: runs files: deserialize_keras_object",  # Keras' contract
     "_demo/_data.py: runs files: load",  # np.load of the package's own digits
     "cli.py: runs files: load_model",  # a model of the user's own, by its name
-    "checkpoints/_hdf5_child.py: private attribute: os._exit",
+    "checkpoints/_readers/_hdf5_child.py: private attribute: os._exit",
     # What the user sets on a wrapper is for the optimizer inside.
     "optimizers/_wrapper.py: patch: setattr(self.inner_optimizer, name, value)",
     # A constraint or regularizer, by the public name of the layer's setting.
-    "surgery/_constrain.py: patch: setattr(kernel.layer, setting, constraint)",
-    "surgery/_regularize.py: patch: setattr(kernel.layer, setting, regularizer)",
+    "surgery/_kernels.py: patch: setattr(kernel.variable, kind, value)",
+    "surgery/_kernels.py: patch: setattr(kernel.layer, setting, value)",
     # A copy of an initializer that nobody else has.
     "initializers/_reinitialize.py: patch: vars(fresh)[name]",
 }

@@ -342,7 +342,7 @@ class TestNames:
             lambda name: name.replace("encoder/block/0", "hidden1"),
             lambda name: "hidden1." + name.rpartition("/")[2],
         ],
-        ids=str,
+        ids=lambda rename: rename.__name__ if callable(rename) else str(rename),
     )
     @pytest.mark.parametrize("kind", ["npz", "safetensors"])
     def test_rename_with_dots_or_slashes(self, rename, kind, npz, tmp_path):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _internals, _optimizers, _owners, _replicas
+from tfdeep._keras import _internals, _owners, _replicas
 from tfdeep.optimizers import _refusals
 from tfdeep.optimizers._telemetry import Telemetry
 
@@ -153,9 +153,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             model: A built model.
         """
         _owners.tell(model)
-        for optimizer in _optimizers.chain(self):
-            if isinstance(optimizer, OptimizerWrapper):
-                optimizer._model = weakref.ref(model)
+        self._model = weakref.ref(model)
+        if isinstance(self.inner_optimizer, OptimizerWrapper):
+            self.inner_optimizer.bind(model)
 
     def _bound_model(self) -> Any:
         """The model that this wrapper was told it trains; None if it was not told."""
