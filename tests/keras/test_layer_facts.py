@@ -202,7 +202,7 @@ def test_the_initializer_keeps_the_scale_best(name):
         (layers.Dropout(0.5), None),
         (layers.BatchNormalization(), None),
     ],
-    ids=lambda value: getattr(value, "name", None) or str(value),
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_an_activation_has_one_name(of, name):
     assert activation_name(of) == name
