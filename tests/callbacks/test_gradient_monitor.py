@@ -302,7 +302,7 @@ def test_a_new_monitor_on_a_step_that_was_traced_sees_what_a_first_one_would():
     def history(fits):
         keras.utils.set_random_seed(0)
         model = build()
-        model.compile(sgd(), nets.LOSS)
+        model.compile(keras.optimizers.SGD(0.05), nets.LOSS)
         for _ in range(fits - 1):
             fit(model, GradientMonitor())
         monitor = GradientMonitor(on_finding=None)
@@ -313,7 +313,7 @@ def test_a_new_monitor_on_a_step_that_was_traced_sees_what_a_first_one_would():
     weights, second = history(2)
     keras.utils.set_random_seed(0)
     model = build()
-    model.compile(sgd(), nets.LOSS)
+    model.compile(keras.optimizers.SGD(0.05), nets.LOSS)
     model.set_weights(weights)
     first = GradientMonitor(on_finding=None)
     fit(model, first)
@@ -538,3 +538,28 @@ def test_the_optimizer_wrappers_tell_what_they_did(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     tag = f"optimizer/{skip.wrapper}/skipped_steps"
     assert tag in events.Tags()["scalars"]
+
+
+def test_what_is_unfrozen_between_fits_joins_the_history():
+    model = build()
+    model.compile(sgd(), nets.LOSS)
+    tfdeep.freeze(model, "hidden1")
+    monitor = GradientMonitor(on_finding=None)
+    fit(model, monitor)
+    head = monitor.history["outputs/kernel"]["norm"]
+    assert "hidden1/kernel" not in monitor.history
+    tfdeep.unfreeze(model)
+    fit(model, monitor)
+    assert monitor.recording.variables[0] == "hidden1/kernel"
+    joined = monitor.history["hidden1/kernel"]["norm"]
+    assert np.isnan(joined[:STEPS]).all()
+    assert (joined[STEPS:] > 0).all()
+    np.testing.assert_array_equal(
+        monitor.history["outputs/kernel"]["norm"][:STEPS], head
+    )
+    tfdeep.freeze(model, "hidden1")
+    fit(model, monitor)
+    joined = monitor.history["hidden1/kernel"]["norm"]
+    assert np.isnan(joined[2 * STEPS :]).all()
+    assert len(joined) == 3 * STEPS
+    str(monitor.report())

@@ -133,7 +133,7 @@ def test_a_start_without_gradient_does_not_stop_the_training():
         (PercentileClip, {"window": 0}, "whole number > 0"),
         (PercentileClip, {"window": 2.5}, "whole number > 0"),
         (ZScoreClip, {"z_threshold": 0}, "> 0"),
-        (ZScoreClip, {"decay": 1.0}, "> 0 and <= 1"),
+        (ZScoreClip, {"decay": 1.0}, "> 0 and < 1"),
         (ZScoreClip, {"decay": 0.0}, "> 0"),
         (ZScoreClip, {"warmup_steps": 1}, "whole number > 1"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdeep._keras import _patches
+from tfdeep._keras._patches import replaced
 
 
 @dataclasses.dataclass
@@ -60,17 +60,20 @@ class LayerCalls:
         """Looks on while the context is open."""
         with contextlib.ExitStack() as stack:
             for path, layer in self._layers.items():
-                replace(stack, layer, "call", functools.partial(self._seen, path))
+                stack.enter_context(
+                    replaced(layer, "call", functools.partial(self._seen, path))
+                )
                 # Recurrent layers only pass on the activation of their cell.
                 is_own = not isinstance(
                     getattr(type(layer), "activation", None), property
                 )
                 if is_own and getattr(layer, "activation", None) is not None:
-                    replace(
-                        stack,
-                        layer,
-                        "activation",
-                        functools.partial(self._activated, path),
+                    stack.enter_context(
+                        replaced(
+                            layer,
+                            "activation",
+                            functools.partial(self._activated, path),
+                        )
                     )
             yield
 
@@ -108,16 +111,6 @@ class LayerCalls:
             return activation(x, *args, **kwargs)
 
         return activated
-
-
-def replace(
-    stack: contextlib.ExitStack,
-    owner: Any,
-    name: str,
-    around: Callable[[Callable[..., Any]], Callable[..., Any]],
-) -> None:
-    """Replaces an attribute of one object until `stack` closes."""
-    stack.enter_context(_patches.replaced(owner, name, around))
 
 
 def _is_activation_layer(layer: Any) -> bool:

@@ -60,8 +60,8 @@ class GradientMonitor(keras.callbacks.Callback):
 
     The first fit with a monitor traces the train step, as the first fit after `compile`
     does. Later fits of the model use that step again, also with another monitor of the
-    same arguments. A monitor that is used again goes on with its history, as long as
-    the model and the variables that train are the same.
+    same arguments. A monitor that is used again goes on with its history; what trains
+    for the first time then has no numbers of the steps before.
 
     Args:
         log_dir: Directory for TensorBoard and for `tfdeep report`. Every step is
@@ -266,7 +266,9 @@ class GradientMonitor(keras.callbacks.Callback):
                     fix="`model.compile(optimizer=..., loss=...)`",
                 )
             )
-        self._end_watch()  # of a fit that failed
+        if self._pending:
+            self._flush()  # what a fit that failed has left
+        self._end_watch()
         if self.reset or self._history_of is None or self._history_of() is not model:
             self._forget()
             self._history_of = weakref.ref(model)
@@ -326,7 +328,7 @@ class GradientMonitor(keras.callbacks.Callback):
         if self.model.optimizer is not self._recorder.optimizer:
             # Another callback compiled the model anew.
             self._flush()
-            self._watch([v.variable for v in self._variables])
+            self._watch(self._recorder.variables)
         elif not self._steps.is_observed_by(self._recorder):
             # Another callback had the train step made anew.
             self._steps.observe([*self._steps.observers, self._recorder])
@@ -384,15 +386,21 @@ class GradientMonitor(keras.callbacks.Callback):
         chosen = set(
             _paths.select(paths, self.include, self.exclude, what="trainable variable")
         )
-        self._variables = [v for v in variables if v.path in chosen]
+        recorded = [v for v in variables if v.path in chosen]
+        # What the history has of other fits stays in it.
+        known = {*chosen, *(self._recording.variables if self._recording else ())}
+        self._variables = [
+            v for v in _variables.model_variables(self.model) if v.path in known
+        ]
         keras_paths = [v.variable.path for v in self._variables]
         # Two inner models may hold variables that Keras gives the same path.
         unique = len(set(keras_paths)) == len(keras_paths)
         paths = [v.path for v in self._variables]
         self._keys = keras_paths if unique else paths
-        if self._recording is None or self._recording.variables != tuple(paths):
-            self._forget()
+        if self._recording is None:
             self._recording = Recording(paths, _architecture.describe(self.model))
+        elif self._recording.variables != tuple(paths):
+            self._recording.widen(paths)
         self._recording.layers = self._with_frozen_too_late(self._recording.layers)
         if self._writer is not None:
             try:
@@ -406,7 +414,7 @@ class GradientMonitor(keras.callbacks.Callback):
                         fix="give another `log_dir`; nothing was trained",
                     )
                 ) from error
-        return [v.variable for v in self._variables]
+        return [v.variable for v in recorded]
 
     def _with_frozen_too_late(
         self, layers: tuple[LayerInfo, ...]
@@ -443,7 +451,7 @@ class GradientMonitor(keras.callbacks.Callback):
         recording = self._recording
         if self._recorder is None or not self._recorder.is_ready or recording is None:
             return
-        rows = self._recorder.drain()
+        rows = self._in_columns(self._recorder.drain())
         count = len(rows["loss"])
         rows["is_frozen"] = np.full_like(rows["norm"], np.nan)
         rows["is_frozen"][:, [not v.variable.trainable for v in self._variables]] = 1
@@ -459,6 +467,25 @@ class GradientMonitor(keras.callbacks.Callback):
         if new:
             self._tell(new)
 
+    def _in_columns(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows of what is recorded now, in the columns of the whole history."""
+        places = self._places()
+        if places == list(range(len(self._variables))):
+            return rows
+        wide = dict(rows)
+        for name in OF_VARIABLES:
+            if name in rows:
+                shape = len(rows[name]), len(self._variables)
+                wide[name] = np.full(shape, np.nan, np.float32)
+                wide[name][:, places] = rows[name]
+        return wide
+
+    def _places(self) -> list[int]:
+        """The columns of the history that are recorded now."""
+        column = {id(v.variable): i for i, v in enumerate(self._variables)}
+        recorder = self._recorder
+        return [column[id(v)] for v in recorder.variables] if recorder else []
+
     def _write(self, rows: Any, first_step: int, new: list[Finding]) -> None:
         with self._writing() as writer:
             if writer is None or self._recorder is None or self._recording is None:
@@ -469,7 +496,8 @@ class GradientMonitor(keras.callbacks.Callback):
             writer.write_telemetry(self.telemetry, last_step)
             if self.histograms:
                 gradients = self._recorder.latest_gradients()
-                by_path = zip(self._recording.variables, gradients, strict=True)
+                paths = [self._variables[i].path for i in self._places()]
+                by_path = zip(paths, gradients, strict=True)
                 writer.write_histograms(dict(by_path), last_step)
 
     def _close(self) -> None:

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
 from tfdeep._keras import _internals, _optimizers, _replicas
-from tfdeep._keras._layer_calls import replace
+from tfdeep._keras._patches import replaced
 from tfdeep._quantities import OF_VARIABLES
 from tfdeep.callbacks import _schedule
 from tfdeep.callbacks._layer_recorder import LayerRecorder
@@ -170,13 +170,17 @@ class StepRecorder:
         """Puts the recorder between the gradients and the optimizer."""
         with contextlib.ExitStack() as stack:
             if self._wrappers:
-                replace(stack, self._wrappers[0], "apply_reduced", self._look_before)
-                replace(stack, self._plain, "apply", self._look_after)
+                stack.enter_context(
+                    replaced(self._wrappers[0], "apply_reduced", self._look_before)
+                )
+                stack.enter_context(replaced(self._plain, "apply", self._look_after))
             else:
-                replace(stack, self._plain, "apply", self._look_at_plain)
-            replace(stack, self._outer, "apply", self._count_step)
-            replace(stack, self._model, "compute_loss", self._look_at_computed_loss)
-            replace(stack, self._outer, "scale_loss", self._look_at_loss)
+                stack.enter_context(replaced(self._plain, "apply", self._look_at_plain))
+            stack.enter_context(replaced(self._outer, "apply", self._count_step))
+            stack.enter_context(
+                replaced(self._model, "compute_loss", self._look_at_computed_loss)
+            )
+            stack.enter_context(replaced(self._outer, "scale_loss", self._look_at_loss))
             if self.is_ready:
                 stack.enter_context(self._layers.watching())
             yield

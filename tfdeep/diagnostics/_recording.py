@@ -46,6 +46,11 @@ class Recording:
         self.stands_for = stands_for
         self.total_steps = 0
         self.memo: dict[Any, Any] = {}
+        self._index()
+        self._each = _Table(memory)
+        self._due = _Table(memory)
+
+    def _index(self) -> None:
         self._columns = {path: i for i, path in enumerate(self.variables)}
         self._columns_of = {
             layer.path: [
@@ -55,8 +60,22 @@ class Recording:
             ]
             for layer in self.layers
         }
-        self._each = _Table(memory)
-        self._due = _Table(memory)
+
+    def widen(self, variables: Sequence[str]) -> None:
+        """Adds columns for variables that were not recorded so far.
+
+        Args:
+            variables: Paths of all the variables, the present ones among them.
+        """
+        places = [list(variables).index(path) for path in self.variables]
+        self.variables = tuple(variables)
+        self._index()
+        for table in (self._each, self._due):
+            for name in table.names:
+                quantity = _quantities.BY_NAME.get(name)
+                if quantity is not None and quantity.of is Of.VARIABLE:
+                    table.widen(name, places, len(variables))
+        self.memo.clear()
 
     def extend(
         self, rows: Mapping[str, np.ndarray], first_step: int | None = None
@@ -196,6 +215,12 @@ class _Table:
             for name, column in self._columns.items():
                 column[into] = rows[name][part] if name in rows else np.nan
             self._count += count
+
+    def widen(self, name: str, places: Sequence[int], width: int) -> None:
+        """Moves the columns of a quantity to these places among more of them."""
+        narrow = self._columns[name]
+        self._columns[name] = np.full((len(narrow), width), np.nan, np.float32)
+        self._columns[name][:, places] = narrow
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self._steps):

@@ -18,7 +18,7 @@ from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _internals, _variables
-from tfdeep._keras._layer_calls import replace
+from tfdeep._keras._patches import replaced
 from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import DataError, ModelError
 from tfdeep.initializers._orthogonal import Orthogonal
@@ -266,12 +266,14 @@ class _Sweep:
         with contextlib.ExitStack() as stack:
             for kernel in self._kernels:
                 around = functools.partial(self._scaled, kernel)
-                replace(stack, kernel.layer, "call", around)
+                stack.enter_context(replaced(kernel.layer, "call", around))
                 if getattr(kernel.layer, "activation", None) is not None:
-                    replace(stack, kernel.layer, "activation", self._seen)
+                    stack.enter_context(
+                        replaced(kernel.layer, "activation", self._seen)
+                    )
             norms = layers_of_kind(model, keras.layers.BatchNormalization)
             for norm in norms.values():
-                replace(stack, norm, "call", _as_in_training)
+                stack.enter_context(replaced(norm, "call", _as_in_training))
             model(batch, training=False)
         if self.failure is not None:
             raise self.failure

@@ -161,14 +161,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         """The model that this wrapper was told it trains; None if it was not told."""
         return None if self._model is None else self._model()
 
-    def _ask_callers(self, variables: Sequence[Any]) -> None:
+    def _ask_callers(self) -> None:
         """Binds the wrapper to the model in whose step it is called, if any."""
-        wanted = tuple(map(id, variables))
-        if wanted != self._asked_for or not tf.executing_eagerly():
-            self._asked_for = wanted
-            model = _owners.model_in_training(self)
-            if model is not None:
-                self.bind(model)
+        model = _owners.model_in_training(self)
+        if model is not None:
+            self.bind(model)
 
     # The step.
 
@@ -187,7 +184,10 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             variables = _internals.built_for(self)
         else:
             variables = list(trainable_variables)
-        self._ask_callers(variables)
+        wanted = tuple(map(id, variables))
+        if wanted != self._asked_for or not tf.executing_eagerly():
+            self._asked_for = wanted
+            self._ask_callers()
         _refusals.check_step(self, self._bound_model())
         if trainable_variables is not None and not self.built:
             with keras.name_scope(self.name):
@@ -269,7 +269,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         # A `LossScaleOptimizer` builds its inner optimizer. Under a strategy its steps
         # run in other threads than the model's, where neither is among the callers.
         self._is_loss_scaled |= _owners.has_loss_scaling_around(self)
-        self._ask_callers(variables)
+        self._ask_callers()
         if self.built:
             return
         _refusals.check_surroundings(type(self).__name__)

@@ -18,7 +18,7 @@ from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, render_table, shorten
 from tfdeep._keras import _variables
-from tfdeep._keras._layer_calls import replace
+from tfdeep._keras._patches import replaced
 from tfdeep._keras._walk import layers_of_kind
 from tfdeep.errors import DataError, ModelError
 
@@ -351,7 +351,7 @@ def _look_on(
 
         return seen
 
-    replace(stack, layer, "call", around)
+    stack.enter_context(replaced(layer, "call", around))
 
 
 def _moments(inputs: Any, mask: Any, axis: int) -> tuple[tf.Tensor, ...]:
