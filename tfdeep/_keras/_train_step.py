@@ -196,8 +196,7 @@ class TrainSteps:
             nonlocal is_prepared
             if not is_prepared:
                 is_prepared = True
-                if not self._model.built:
-                    _build(self._model, iterator)
+                _build(self._model, iterator)
                 if self._model.built:
                     for observer in observers:
                         observer.prepare()
@@ -245,17 +244,23 @@ def _watched(
 
 
 def _build(model: Any, iterator: Any) -> None:
-    """Builds a model for the data of its first step, as that step would.
+    """Builds a model and its optimizer for the first step, as that step would.
 
-    Observers want to know its layers and first weights before the step is traced. A
-    model with a train step of its own knows alone what the data means to it.
+    Observers want to know the layers and first weights before the step is traced; and
+    a step in which variables are made is traced twice. A model with a train step of
+    its own knows alone what the data means to it, and what its optimizer trains.
     """
-    spec = getattr(iterator, "element_spec", None)
-    if spec is None or type(model).train_step is not keras.Model.train_step:
+    if type(model).train_step is not keras.Model.train_step:
         return
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(spec)
-    model(
-        keras.tree.map_structure(
-            lambda s: keras.Input(batch_shape=s.shape, dtype=s.dtype.name), x
+    spec = getattr(iterator, "element_spec", None)
+    if not model.built and spec is not None:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(spec)
+        model(
+            keras.tree.map_structure(
+                lambda s: keras.Input(batch_shape=s.shape, dtype=s.dtype.name), x
+            )
         )
-    )
+    optimizer = model.optimizer
+    if model.built and model.trainable_variables and not optimizer.built:
+        with model.distribute_strategy.scope(), keras.name_scope(optimizer.name):
+            optimizer.build(model.trainable_variables)

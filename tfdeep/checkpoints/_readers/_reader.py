@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from zlib_ng import zlib_ng
 
+from tfdeep._core._explain import a_type
 from tfdeep.checkpoints._readers._checks import Checks, Limits
 from tfdeep.checkpoints._readers._tensors import TensorInfo
 
@@ -110,7 +111,10 @@ class Reader(Closeable, abc.ABC):
         self._checks.count("header_bytes", os.path.getsize(self.source))
         try:
             with open(self.source, "rb") as file:
-                return dict(parse_json(file.read())[of])
+                found = parse_json(file.read())[of]
+            if not isinstance(found, dict):
+                raise TypeError(f"{of!r} is {a_type(found)}, not an object")
+            return found
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise self._checks.damaged(repr(error)) from error
 
