@@ -6,10 +6,9 @@
 Two models of one kind are fitted by turns, ten times each, one as it is and one with
 one and the same monitor; the first of the two changes from turn to turn. For each net
 stand the time to the end of the first step of the first fit, in which TensorFlow traces
-it; the second fit; the tenth; the median of all from the second on; and by how much
-memory grew with each fit from the third on, as the slope of the process's resident size
-over the fits of both models. Each ratio is the median over the rounds, each of which
-makes its models anew.
+it; the second fit; the tenth; the median of all from the second on; and by how much the
+resident size of the process grew in a fit from the third on, on average, monitored and
+plain. Each ratio is the median over the rounds, each of which makes its models anew.
 
 Below, the same of what else used to trace the step again, with the number of traces:
 `unfreeze` after a fit with a frozen layer, flags that are toggled from fit to fit, a
@@ -133,27 +132,30 @@ def resident() -> float:
 
 def refits(net: Net, rounds: int) -> None:
     """Prints the ratios of fits with one monitor to plain fits."""
-    first, second, tenth, later, growth = [], [], [], [], []
+    first, second, tenth, later = [], [], [], []
+    growth: dict[str, list[float]] = {"plain": [], "monitored": []}
     for number in range(rounds):
         plain, watched = Subject(net), Subject(net)
         times: dict[str, list[float]] = {"plain": [], "monitored": []}
-        starts, sizes = {}, []
+        starts = {}
         for turn in range(FITS):
             ways = ["plain", "monitored"]
             for way in ways if (turn + number) % 2 else reversed(ways):
+                before = resident()
                 if way == "plain":
                     seconds, start = plain.fit()
                 else:
                     seconds, start = watched.fit(watched.monitor)
                 times[way].append(seconds)
                 starts.setdefault(way, start)
-            sizes.append(resident())
+                gc.collect()
+                if turn > 1:
+                    growth[way].append(resident() - before)
         ratios = np.divide(times["monitored"], times["plain"])
         first.append(starts["monitored"] / starts["plain"])
         second.append(ratios[1])
         tenth.append(ratios[-1])
         later.append(statistics.median(ratios[1:]))
-        growth.append(np.polyfit(np.arange(FITS - 2), sizes[2:], 1)[0])
         plain_seconds = statistics.median(times["plain"][1:])
         del plain, watched
         keras.utils.clear_session()
@@ -161,7 +163,7 @@ def refits(net: Net, rounds: int) -> None:
     print(
         f"{net.name:<13} {plain_seconds:>9.3f} s"
         + "".join(f"{x:>12.3f}" for x in columns)
-        + f"{statistics.median(growth):>12.2f}",
+        + f"{np.mean(growth['monitored']):>12.2f}, {np.mean(growth['plain']):.2f}",
         flush=True,
     )
 
