@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from tfdeep._core._explain import explain
-from tfdeep._keras import _internals, _layer_facts, _optimizers
+from tfdeep._keras import _internals, _layer_facts, _optimizers, _walk
 from tfdeep.errors import ModelError
 
 _LAYER = "_tfdeep_layer"
@@ -41,16 +41,9 @@ def callers(kind: type | tuple[type, ...]) -> Iterator[tuple[Any, str]]:
 
 def tell(model: Any) -> None:
     """Tells whose the variables are that were made to be trained in a model."""
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        layer = waiting.pop()
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
+    for layer in (model, *_walk.every_layer(model)):
         for variable in _internals.declared_trainable(layer):
             vars(variable)[_LAYER] = weakref.ref(layer)
-        waiting += _internals.sublayers(layer)
 
 
 def layer_of(variable: Any) -> Any:

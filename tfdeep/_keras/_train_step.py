@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
-from tfdeep._keras import _internals, _patches
+from tfdeep._keras import _internals, _patches, _walk
 
 _NAME = "_tfdeep_train_steps"
 
@@ -165,17 +165,12 @@ class TrainSteps:
         """
         if self.before_fit is None:
             return None
-        layers: dict[int, tuple[Any, ...]] = {}
-
-        def visit(layer: Any) -> None:
-            call = _patches.is_installed(layer, "call")
-            layers[id(layer)] = (id(layer), layer.trainable, call)
-            for inner in _internals.sublayers(layer):
-                if id(inner) not in layers:
-                    visit(inner)
-
-        visit(self._model)
-        return (*layers.values(), *map(id, self._model.trainable_variables))
+        layers = (self._model, *_walk.every_layer(self._model))
+        flags = (
+            (id(layer), layer.trainable, _patches.is_installed(layer, "call"))
+            for layer in layers
+        )
+        return (*flags, *map(id, self._model.trainable_variables))
 
     def _made(self, observers: tuple[Any, ...]) -> Any:
         model = self._model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -21,20 +21,28 @@ def layers(
         is_closed: Says of a layer that what is inside it is left out.
     """
     found: dict[str, Any] = {}
-    seen = {id(model)}
-
-    def visit(layer: Any, prefix: str) -> None:
-        for child in _internals.sublayers(layer):
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            path = prefix + child.name
-            found.setdefault(path, child)
-            if not is_closed(child):
-                visit(child, f"{path}/")
-
-    visit(model, "")
+    for path, layer in _visited(model, "", {id(model)}, is_closed):
+        found.setdefault(path, layer)
     return found
+
+
+def every_layer(model: Any) -> list[Any]:
+    """Every layer inside a model once, also where paths are the same."""
+    return [layer for _, layer in _visited(model, "", {id(model)})]
+
+
+def _visited(
+    layer: Any,
+    prefix: str,
+    seen: set[int],
+    is_closed: Callable[[Any], bool] = lambda layer: False,
+) -> Iterator[tuple[str, Any]]:
+    for child in _internals.sublayers(layer):
+        if id(child) not in seen:
+            seen.add(id(child))
+            yield prefix + child.name, child
+            if not is_closed(child):
+                yield from _visited(child, f"{prefix}{child.name}/", seen, is_closed)
 
 
 def layers_of_kind(model: Any, kind: Any) -> dict[str, Any]:
