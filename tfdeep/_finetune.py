@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import is_whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._paths import Patterns
 from tfdeep._core._records import Record, human_bytes, render_table
@@ -274,8 +275,11 @@ def _stages(
 
 
 def _check_epochs(epochs: Any, stages: Mapping[int, Patterns]) -> None:
-    is_whole = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs > 0
-    if is_whole and all(isinstance(e, int) and 0 < e < epochs for e in stages):
+    if (
+        is_whole_number(epochs)
+        and epochs > 0
+        and all(is_whole_number(e) and 0 < e < epochs for e in stages)
+    ):
         return
     raise InvalidArgumentError(
         explain(

@@ -336,7 +336,7 @@ class TestRefused:
     def test_a_batch_size(self, batch_size):
         self.check(
             InvalidArgumentError,
-            "cannot work with this argument",
+            "cannot work with this `batch_size`",
             self.frozen(),
             nets.dataset(),
             batch_size=batch_size,

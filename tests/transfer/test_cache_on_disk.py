@@ -261,7 +261,7 @@ class TestRefused:
     def test_arguments(self, argument):
         self.check(
             tfdeep.errors.InvalidArgumentError,
-            "cannot work with this argument",
+            f"cannot work with this `{next(iter(argument))}`",
             nets.functional,
             nets.dataset(),
             **argument,

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import flag, whole_number
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _architecture, _internals, _optimizers, _variables
@@ -129,9 +130,16 @@ class GradientMonitor(keras.callbacks.Callback):
         super().__init__()
         self.include = include
         self.exclude = exclude
-        self.flush_every = _checked_flush_every(flush_every)
-        self.activations = _checked_flag("activations", activations)
-        self.histograms = _checked_flag("histograms", histograms)
+        self.flush_every = whole_number(
+            flush_every,
+            "flush_every",
+            "GradientMonitor",
+            at_least=1,
+            unit="steps",
+            example=100,
+        )
+        self.activations = flag(activations, "activations", "GradientMonitor")
+        self.histograms = flag(histograms, "histograms", "GradientMonitor")
         if histograms and log_dir is None:
             raise InvalidArgumentError(
                 explain(
@@ -144,7 +152,7 @@ class GradientMonitor(keras.callbacks.Callback):
         self.rules = _checked_rules(rules)
         self.on_finding = _checked_on_finding(on_finding)
         self._writer = None if log_dir is None else RunWriter(_checked_log_dir(log_dir))
-        self.reset = _checked_flag("reset", reset)
+        self.reset = flag(reset, "reset", "GradientMonitor")
         self._recorder: StepRecorder | None = None
         self._steps: TrainSteps | None = None
         self._history_of: weakref.ref[Any] | None = None
@@ -555,23 +563,6 @@ def _next_examination(done: int) -> int:
     return (done // period + 1) * period
 
 
-def _checked_flush_every(flush_every: Any) -> int:
-    if (
-        isinstance(flush_every, bool)
-        or not isinstance(flush_every, (int, np.integer))
-        or flush_every < 1
-    ):
-        raise InvalidArgumentError(
-            explain(
-                "`GradientMonitor` cannot keep this many steps.",
-                received=f"flush_every={flush_every!r}",
-                expected="a whole number > 0, in steps",
-                fix="leave `flush_every` at its default of 100",
-            )
-        )
-    return int(flush_every)
-
-
 def _checked_log_dir(log_dir: Any) -> str:
     try:
         path: str = os.fspath(log_dir)
@@ -585,19 +576,6 @@ def _checked_log_dir(log_dir: Any) -> str:
             )
         ) from error
     return path
-
-
-def _checked_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise InvalidArgumentError(
-            explain(
-                "`GradientMonitor` asks for a yes or a no here.",
-                received=f"{name}={value!r}",
-                expected="True or False",
-                fix=f"`{name}=True`, or leave it out",
-            )
-        )
-    return bool(value)
 
 
 def _checked_rules(rules: Any) -> tuple[Rule, ...]:

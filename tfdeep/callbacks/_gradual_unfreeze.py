@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfdeep._core import _paths
+from tfdeep._core._arguments import is_number, is_whole_number
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _optimizers, _patches, _variables
@@ -200,10 +199,7 @@ def _loads_optimizer(model: Any, fill: Callable[[], None]) -> bool:
 def _checked_stages(stages: Any) -> dict[int, Patterns]:
     is_mapping = isinstance(stages, Mapping) and len(stages) > 0
     if not is_mapping or not all(
-        isinstance(epoch, (int, np.integer))
-        and not isinstance(epoch, bool)
-        and epoch >= 0
-        and _paths.as_patterns(patterns)
+        is_whole_number(epoch) and epoch >= 0 and _paths.as_patterns(patterns)
         for epoch, patterns in stages.items()
     ):
         raise InvalidArgumentError(
@@ -221,8 +217,7 @@ def _checked_stages(stages: Any) -> dict[int, Patterns]:
 
 
 def _checked_factor(factor: Any) -> float | None:
-    is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
-    if factor is None or (is_number and 0 < factor < float("inf")):
+    if factor is None or (is_number(factor) and 0 < factor < float("inf")):
         return None if factor is None else float(factor)
     raise InvalidArgumentError(
         explain(

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeep._core._arguments import flag, one_of, whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import Record, human_bytes, render_table
 from tfdeep.errors import InvalidArgumentError, ModelError
@@ -232,9 +233,14 @@ def cache_frozen(
     >>> tfdeep.cache_frozen(model, dataset, tmp_path)[2].found
     True
     """
-    _check_arguments(
-        cache_dir, batch_size, shuffle, variants, storage_dtype, shard_bytes, verify
-    )
+    _check_directory(cache_dir)
+    if batch_size is not None:
+        batch_size = _count(batch_size, "batch_size", "examples, or None", 32)
+    variants = _count(variants, "variants", "passes to cache", 4)
+    shard_bytes = _count(shard_bytes, "shard_bytes", "bytes", 128_000_000)
+    one_of(storage_dtype, (None, *_STORAGE), "storage_dtype", "cache_frozen")
+    shuffle = flag(shuffle, "shuffle", "cache_frozen")
+    verify = flag(verify, "verify", "cache_frozen")
     started = time.perf_counter()
     parts = cut(model, in_training=variants > 1)
     watch_flags(parts.head)
@@ -285,63 +291,20 @@ def cache_frozen(
     return parts.head, features, report
 
 
-def _check_arguments(
-    cache_dir: Any,
-    batch_size: Any,
-    shuffle: Any,
-    variants: Any,
-    storage_dtype: Any,
-    shard_bytes: Any,
-    verify: Any,
-) -> None:
-    whole = "a whole number > 0"
-    checks = [
-        (
-            cache_dir is None
-            or (isinstance(cache_dir, (str, os.PathLike)) and bool(cache_dir)),
-            f"cache_dir={cache_dir!r}",
-            "a directory, or None to hold the features in memory",
-            "cache_dir='cache'",
-        ),
-        (
-            batch_size is None or _is_whole(batch_size),
-            f"batch_size={batch_size!r}",
-            f"{whole}, in examples, or None to keep the dataset's batches",
-            "batch_size=32",
-        ),
-        (
-            _is_whole(variants),
-            f"variants={variants!r}",
-            f"{whole}: how many passes to cache",
-            "variants=4",
-        ),
-        (
-            storage_dtype is None or storage_dtype in _STORAGE,
-            f"storage_dtype={storage_dtype!r}",
-            f"one of {listing(_STORAGE)}, or None",
-            "storage_dtype='float16'",
-        ),
-        (
-            _is_whole(shard_bytes),
-            f"shard_bytes={shard_bytes!r}",
-            f"{whole}, in bytes",
-            "shard_bytes=128_000_000",
-        ),
-    ]
-    for name, value in (("shuffle", shuffle), ("verify", verify)):
-        is_flag = isinstance(value, bool)
-        checks.append((is_flag, f"{name}={value!r}", "True or False", f"{name}=True"))
-    for is_right, received, expected, fix in checks:
-        if not is_right:
-            raise InvalidArgumentError(
-                explain(
-                    "`cache_frozen` cannot work with this argument.",
-                    received=received,
-                    expected=expected,
-                    fix=f"for example `{fix}`; nothing was changed",
-                )
+def _check_directory(cache_dir: Any) -> None:
+    is_path = isinstance(cache_dir, (str, os.PathLike)) and cache_dir != ""
+    if cache_dir is not None and not is_path:
+        raise InvalidArgumentError(
+            explain(
+                "`cache_frozen` cannot work with this `cache_dir`.",
+                received=f"cache_dir={cache_dir!r}",
+                expected="a directory, or None to hold the features in memory",
+                fix="pass, for example, `cache_dir='cache'`; nothing was changed",
             )
+        )
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _count(value: Any, argument: str, unit: str, example: int) -> int:
+    return whole_number(
+        value, argument, "cache_frozen", at_least=1, unit=unit, example=example
+    )
