@@ -29,9 +29,7 @@ gc.freeze()
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--slow", "--long", action="store_true", help="run the slow tests, too"
-    )
+    parser.addoption("--slow", action="store_true", help="run the slow tests, too")
 
 
 SLOW = pytest.StashKey[int]()

@@ -20,7 +20,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def is_long(request):
-    return request.config.getoption("--long")
+    return request.config.getoption("--slow")
 
 
 @needs_fork

@@ -360,7 +360,7 @@ class TestDamage:
         for name in [*self.names(entry), "manifest.json"]:
             path = entry / name
             whole = path.read_bytes()
-            for _ in range(200 if request.config.getoption("--long") else 20):
+            for _ in range(200 if request.config.getoption("--slow") else 20):
                 changed = bytearray(whole)
                 changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
                 path.write_bytes(changed)
