@@ -5,10 +5,12 @@ them fails here first, with the name of what moved.
 """
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
+import tfdeep
 from tests import nets
 from tfdeep._keras import _internals
 
@@ -164,3 +166,47 @@ def test_the_groups_of_a_multi_optimizer():
     assert group_of(b) is group_of(b) is not group_of(a)
     kept = _internals.groups_kept(optimizer, optimizer)
     assert set(kept) <= set(vars(optimizer))
+
+
+class TestSubstitutedVariables:
+    """An optimizer that was fitted to other variables is whole to TensorFlow, too."""
+
+    WRAPPERS = {  # noqa: RUF012 - a table
+        "plain": lambda o: o,
+        "accumulated": lambda o: tfdeep.optimizers.Accumulate(o, 2),
+        "clipped": lambda o: tfdeep.optimizers.ClipByGlobalNorm(o, 1.0),
+        "loss scale": keras.optimizers.LossScaleOptimizer,
+    }
+
+    def model(self, wrapper):
+        model = nets.functional()
+        optimizer = self.WRAPPERS[wrapper](keras.optimizers.Adam(use_ema=True))
+        model.compile(optimizer, nets.LOSS)
+        model.fit(*nets.examples(32), batch_size=8, verbose=0)
+        tfdeep.freeze(model, "hidden1")
+        model.fit(*nets.examples(32), batch_size=8, verbose=0)
+        return model
+
+    @pytest.mark.parametrize("unfrozen", [False, True])
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_a_checkpoint_is_written_and_read(self, wrapper, unfrozen, tmp_path):
+        model = self.model(wrapper)
+        if unfrozen:
+            tfdeep.unfreeze(model)
+        optimizer = model.optimizer
+        path = tf.train.Checkpoint(optimizer=optimizer).save(tmp_path / "checkpoint")
+        before = [variable.numpy() for variable in optimizer.variables]
+        for variable in optimizer.variables:
+            variable.assign(tf.ones_like(variable.value) * 77)
+        status = tf.train.Checkpoint(optimizer=optimizer).restore(path)
+        status.assert_existing_objects_matched()
+        for variable, value in zip(optimizer.variables, before, strict=True):
+            np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_the_model_can_be_exported(self, wrapper, tmp_path):
+        model = self.model(wrapper)
+        model.export(tmp_path / "exported", verbose=False)
+        exported = tf.saved_model.load(tmp_path / "exported")
+        x, _ = nets.examples(4)
+        np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-6)

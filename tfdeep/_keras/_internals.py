@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from tfdeep._keras import _optimizers, _patches
 
 
@@ -110,6 +112,17 @@ def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     return state
 
 
+# What TensorFlow's tracked lists and dicts hold beside their items. Where these differ
+# from the items, no checkpoint can be written.
+_OF_TRACKED_CONTAINERS = (
+    "_storage",
+    "_last_wrapped_list_snapshot",
+    "_self_last_wrapped_dict_snapshot",
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+)
+
+
 def substitute(optimizer: Any, known: dict[int, Any]) -> None:
     """Puts other variables in the place of an optimizer's own, wherever it holds them.
 
@@ -123,16 +136,16 @@ def substitute(optimizer: Any, known: dict[int, Any]) -> None:
             return known[id(value)]
         # In place, since some containers are held twice, and past what tracks them.
         inside = getattr(value, "__wrapped__", value)
+        if isinstance(inside, (list, dict)):
+            for name in _OF_TRACKED_CONTAINERS:
+                swapped(getattr(value, name, None))
         if isinstance(inside, list):
-            swapped(getattr(inside, "_storage", None))
             list.__setitem__(inside, slice(None), [swapped(item) for item in inside])
         elif isinstance(inside, dict):
             for key, item in list(inside.items()):
                 dict.__setitem__(inside, key, swapped(item))
-        elif isinstance(value, tuple):
-            items = [swapped(item) for item in value]
-            make = getattr(value, "_make", tuple)
-            return make(items)
+        elif isinstance(value, tf.__internal__.tracking.TrackableReference):
+            return type(value)(value.name, swapped(value.ref))
         return value
 
     for name, value in list(vars(optimizer).items()):

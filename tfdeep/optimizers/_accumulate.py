@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdeep._core._arguments import whole_number
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _replicas
+from tfdeep._keras import _internals, _replicas
 from tfdeep.optimizers._refusals import fix_for
 from tfdeep.optimizers._wrapper import OptimizerWrapper, trained
 
@@ -66,10 +66,10 @@ class Accumulate(OptimizerWrapper):
 
     def build_state(self, variables: list[keras.Variable]) -> None:
         self._count = self.add_variable((), dtype="int", name="micro_batches")
-        self._sums = {
-            id(variable): self.add_variable_from_reference(variable, name="sum")
+        self._sums = [
+            self.add_variable_from_reference(variable, name="sum")
             for variable in variables
-        }
+        ]
 
     def apply_reduced(
         self,
@@ -77,7 +77,9 @@ class Accumulate(OptimizerWrapper):
         variables: list[keras.Variable],
     ) -> None:
         places = trained(gradients, variables)
-        sums = [self._sums[id(variables[i])] for i in places]
+        built_for = map(id, _internals.built_for(self))
+        sum_of = dict(zip(built_for, self._sums, strict=True))
+        sums = [sum_of[id(variables[i])] for i in places]
         for total, i in zip(sums, places, strict=True):
             total.assign(total + tf.cast(gradients[i], total.dtype))
         self.record()
