@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdeep._core._guard import Guard
 from tfdeep._keras._patches import replaced
 
 
@@ -45,10 +46,12 @@ class LayerCalls:
 
     Args:
         layers: The layers to look at, by path.
+        guard: Leaves out a call that cannot be looked at.
     """
 
-    def __init__(self, layers: Mapping[str, Any]) -> None:
+    def __init__(self, layers: Mapping[str, Any], guard: Guard | None = None) -> None:
         self._layers = layers
+        self._guard = guard or Guard("tfdeep")
         self._by_thread: dict[int, dict[str, LayerCall]] = {}
 
     def take(self) -> dict[str, LayerCall]:
@@ -84,21 +87,29 @@ class LayerCalls:
         @functools.wraps(call)
         @tf.autograph.experimental.do_not_convert
         def seen(*args: Any, **kwargs: Any) -> Any:
-            given = _first_tensor((args, kwargs))
-            if not _is_computed(given):  # Keras asks for shapes only
-                return call(*args, **kwargs)
-            seen_call = LayerCall(self._layers[path], given)
-            calls = self._calls()
-            calls.pop(path, None)
-            calls[path] = seen_call
+            what = f"the outputs of {path}"
+            begun = self._guard(what, self._begin, path, (args, kwargs))
             result = call(*args, **kwargs)
-            seen_call.output = _first_tensor(result)
-            if _is_activation_layer(seen_call.layer):
-                seen_call.before_activation = given
-                seen_call.activation = call
+            if begun is not None:
+                self._guard(what, self._end, begun, result, call)
             return result
 
         return seen
+
+    def _begin(self, path: str, given: Any) -> LayerCall | None:
+        tensor = _first_tensor(given)
+        if not _is_computed(tensor):  # Keras asks for shapes only
+            return None
+        calls = self._calls()
+        calls.pop(path, None)
+        calls[path] = LayerCall(self._layers[path], tensor)
+        return calls[path]
+
+    def _end(self, seen: LayerCall, result: Any, call: Callable[..., Any]) -> None:
+        seen.output = _first_tensor(result)
+        if _is_activation_layer(seen.layer):
+            seen.before_activation = seen.input
+            seen.activation = call
 
     def _activated(self, path: str, activation: Callable[..., Any]) -> Any:
         @functools.wraps(activation)

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdeep._core._explain import a_type
 from tfdeep._keras import _layer_facts
 from tfdeep._keras._layer_calls import LayerCall
 
@@ -64,6 +65,8 @@ def units_axis(layer: Any) -> int:
 
 def sample(tensor: Any, axis: int = -1) -> tf.Tensor:
     """A sample of a layer's output in float32, as (places, units)."""
+    if not isinstance(tensor, tf.Tensor):
+        raise TypeError(f"{a_type(tensor)} is not a dense tensor")
     x = tf.cast(tensor, tf.float32)
     if x.shape.rank is None or x.shape.rank < 2:
         return tf.reshape(x, [-1, 1])
@@ -105,6 +108,7 @@ def effective_rank(places: tf.Tensor) -> tf.Tensor:
     they are zero. It needs no decomposition: both sums are traces.
     """
     count = tf.shape(places)[0]
+    places = tf.pad(places, [[0, tf.cast(count == 0, tf.int32)], [0, 0]])
     rows = tf.gather(places, tf.range(_RANK_ROWS) * count // _RANK_ROWS)
     centered = rows - tf.reduce_mean(rows, axis=0)
     largest = tf.reduce_max(tf.abs(centered))

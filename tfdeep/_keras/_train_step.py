@@ -191,7 +191,8 @@ class TrainSteps:
             nonlocal is_prepared
             if not is_prepared:
                 is_prepared = True
-                _build(self._model, iterator)
+                with contextlib.suppress(Exception):  # then the step itself builds it
+                    _build(self._model, iterator)
                 if self._model.built:
                     for observer in observers:
                         observer.prepare()

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfdeep._core import _paths
 from tfdeep._core._arguments import flag, whole_number
 from tfdeep._core._explain import explain
+from tfdeep._core._guard import Guard
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _architecture, _internals, _optimizers, _variables
 from tfdeep._keras._architecture import LayerInfo
@@ -159,6 +160,8 @@ class GradientMonitor(keras.callbacks.Callback):
         self._keys: list[str] = []
         self._variables: list[_variables.ModelVariable] = []
         self._wrappers: list[OptimizerWrapper] = []
+        self._guard = Guard("GradientMonitor")
+        self._left_out: dict[str, str] = {}  # of the recorder
         self._batch_begin = 0
         self._has_trained = False
         self._can_write = False
@@ -238,6 +241,9 @@ class GradientMonitor(keras.callbacks.Callback):
         by_path = dict(zip(recording.variables, history, strict=True))
         wrappers = tuple(f"{telemetry}." for telemetry in self.telemetry)
         report = summarize(by_path, recording.steps)
+        left_out = {**self._guard.left_out, **self._left_out}
+        if left_out:
+            wrappers += (f"Not measured: {', '.join(left_out)}.",)
         return dataclasses.replace(
             report,
             findings=self.findings,
@@ -282,7 +288,7 @@ class GradientMonitor(keras.callbacks.Callback):
             self._history_of = weakref.ref(model)
         self._can_write = self._writer is not None
         self._has_trained = False
-        self._watch(None)
+        self._guard("this fit", self._watch, None)
 
     def _watch(self, variables: list[keras.Variable] | None) -> None:
         """Has the steps to come recorded.
@@ -316,7 +322,7 @@ class GradientMonitor(keras.callbacks.Callback):
             return StepRecorder(
                 model,
                 (lambda: variables) if variables else self._begin_recording,
-                lambda: _architecture.layers_of(model),
+                self._recorded_layers,
                 capacity=capacity,
                 activations=self.activations,
                 copies=self.histograms,
@@ -324,6 +330,7 @@ class GradientMonitor(keras.callbacks.Callback):
             )
 
         self._recorder = self._steps.observer(is_like, make)
+        self._left_out = self._recorder.guard.left_out
         self._steps.observe([*self._steps.observers, self._recorder])
         if model.built:
             self._recorder.prepare()
@@ -406,7 +413,10 @@ class GradientMonitor(keras.callbacks.Callback):
         paths = [v.path for v in self._variables]
         self._keys = keras_paths if unique else paths
         if self._recording is None:
-            self._recording = Recording(paths, _architecture.describe(self.model))
+            layers = self._guard(
+                "the layers", _architecture.describe, self.model, otherwise=()
+            )
+            self._recording = Recording(paths, layers)
         elif self._recording.variables != tuple(paths):
             self._recording.widen(paths)
         self._recording.layers = self._with_frozen_too_late(self._recording.layers)
@@ -423,6 +433,10 @@ class GradientMonitor(keras.callbacks.Callback):
                     )
                 ) from error
         return [v.variable for v in recorded]
+
+    def _recorded_layers(self) -> dict[str, Any]:
+        is_described = self._recording is not None and self._recording.layers
+        return _architecture.layers_of(self.model) if is_described else {}
 
     def _with_frozen_too_late(
         self, layers: tuple[LayerInfo, ...]
@@ -459,7 +473,16 @@ class GradientMonitor(keras.callbacks.Callback):
         recording = self._recording
         if self._recorder is None or not self._recorder.is_ready or recording is None:
             return
-        rows = self._in_columns(self._recorder.drain())
+        new = self._guard("what was recorded", self._read, last, otherwise=())
+        if new:
+            self._tell(new)
+
+    def _read(self, last: bool) -> list[Finding]:
+        """Takes what was recorded since the last time; returns what is found in it."""
+        recorder, recording = self._recorder, self._recording
+        if recorder is None or recording is None:
+            return []
+        rows = self._in_columns(recorder.drain())
         count = len(rows["loss"])
         rows["is_frozen"] = np.full_like(rows["norm"], np.nan)
         rows["is_frozen"][:, [not v.variable.trainable for v in self._variables]] = 1
@@ -472,8 +495,7 @@ class GradientMonitor(keras.callbacks.Callback):
             self._findings += new
         if count:
             self._write(rows, first_step, new)
-        if new:
-            self._tell(new)
+        return new
 
     def _in_columns(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows of what is recorded now, in the columns of the whole history."""
@@ -518,7 +540,7 @@ class GradientMonitor(keras.callbacks.Callback):
         """Gives the writer; a disk that is full ends the writing, not the training."""
         try:
             yield self._writer if self._can_write else None
-        except (OSError, tf.errors.OpError) as error:
+        except Exception as error:
             self._can_write = False
             place = self._writer and self._writer.log_dir
             warnings.warn(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdeep._core._guard import Guard
 from tfdeep._keras import _layer_facts, _layer_outputs
 from tfdeep._keras._layer_calls import LayerCall, LayerCalls
 from tfdeep._quantities import OF_LAYERS
@@ -25,16 +26,18 @@ class LayerRecorder:
         capacity: How many steps the ring holds.
         activations: Whether to measure the outputs of all layers, or only the input of
             the first one that has weights.
+        guard: Leaves out what cannot be measured.
     """
 
     def __init__(
-        self, layers: Mapping[str, Any], capacity: int, activations: bool
+        self, layers: Mapping[str, Any], capacity: int, activations: bool, guard: Guard
     ) -> None:
+        self._guard = guard
         weighted = [path for path, layer in layers.items() if layer.trainable_weights]
         self._first = weighted[0] if weighted else None
         if not activations:
             layers = {path: layers[path] for path in weighted[:1]}
-        self._calls = LayerCalls(layers)
+        self._calls = LayerCalls(layers, guard)
         self._paths = list(layers) if activations else []
         self._units = [_count_units(layers[path]) for path in self._paths]
         self._inputs = Ring(capacity, ("input_offset", "input_spread"), 1, np.mean)
@@ -72,18 +75,19 @@ class LayerRecorder:
 
         def record() -> tf.Tensor:
             if has_input:
-                places = _layer_outputs.sample(first)
-                offset, spread = _layer_outputs.scale_of_features(places)
-                self._inputs.write(
-                    step,
-                    input_offset=offset[tf.newaxis],
-                    input_spread=spread[tf.newaxis],
-                )
+                self._guard("the input", self._measure_input, step, first)
             if self._paths:
                 self._measure_outputs(step, calls)
             return nothing()
 
         return record
+
+    def _measure_input(self, step: tf.Tensor, first: Any) -> None:
+        places = _layer_outputs.sample(first)
+        offset, spread = _layer_outputs.scale_of_features(places)
+        self._inputs.write(
+            step, input_offset=offset[tf.newaxis], input_spread=spread[tf.newaxis]
+        )
 
     def _measure_outputs(self, step: tf.Tensor, calls: dict[str, LayerCall]) -> None:
         rows: dict[str, list[Any]] = {name: [] for name in self._quantities}
@@ -92,7 +96,12 @@ class LayerRecorder:
             found: dict[str, tf.Tensor] = {}
             is_active = None
             if path in calls:
-                found, is_active = _layer_outputs.measure(calls[path])
+                found, is_active = self._guard(
+                    f"the outputs of {path}",
+                    _layer_outputs.measure,
+                    calls[path],
+                    otherwise=(found, is_active),
+                )
             for name, row in rows.items():
                 row.append(found.get(name, np.float32(np.nan)))
             if is_active is None or is_active.shape[-1] != units:

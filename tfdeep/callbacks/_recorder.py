@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
+from tfdeep._core._guard import Guard
 from tfdeep._keras import _internals, _optimizers, _replicas
 from tfdeep._keras._patches import replaced
 from tfdeep._quantities import OF_VARIABLES
@@ -53,6 +54,11 @@ class StepRecorder:
         activations: Whether to look at the outputs of the layers.
         copies: Whether to keep the latest gradients, for histograms.
         settings: What distinguishes it from other recorders of the model.
+        owner: The public name of what records, for warnings.
+
+    Attributes:
+        guard: Leaves out what cannot be measured, so that the step is made all the
+            same.
     """
 
     def __init__(
@@ -64,12 +70,14 @@ class StepRecorder:
         activations: bool = False,
         copies: bool = False,
         settings: Any = None,
+        owner: str = "GradientMonitor",
     ) -> None:
+        self.guard = Guard(owner)
         self.capacity = capacity
         self.settings = settings
         self._model = model
-        self._choose = choose
-        self._choose_layers = layers
+        self._choose: Callable[[], Sequence[keras.Variable]] | None = choose
+        self._choose_layers: Callable[[], Mapping[str, Any]] | None = layers
         self._activations = activations
         self._copies_gradients = copies
         self._history: Any = None
@@ -89,12 +97,13 @@ class StepRecorder:
 
     def prepare(self) -> None:
         """Creates the recorder's own variables, beside those of the model."""
-        if not self.is_ready:
-            # A model may build itself in its first step, while that is traced.
-            with tf.init_scope(), self._model.distribute_strategy.scope():
-                self._create_variables()
-            del self._choose, self._choose_layers  # and with them whoever gave them
-            self.is_ready = True
+        if self._choose is None:
+            return
+        # A model may build itself in its first step, while that is traced.
+        with tf.init_scope(), self._model.distribute_strategy.scope():
+            self.guard("the steps", self._create_variables, self._choose)
+        self._choose = self._choose_layers = None  # and with them whoever gave them
+        self.is_ready = "the steps" not in self.guard.left_out
 
     def resume(self, history: Any, step: int) -> None:
         """Goes on with a history at this step, which is measured in detail.
@@ -113,8 +122,8 @@ class StepRecorder:
         self._history = history
         self._drained = step
 
-    def _create_variables(self) -> None:
-        self._variables = list(self._choose())
+    def _create_variables(self, choose: Callable[[], Sequence[Any]]) -> None:
+        self._variables = list(choose())
         self._column = {id(v): i for i, v in enumerate(self._variables)}
         count = len(self._variables)
         self._sizes = [int(np.prod(v.shape)) for v in self._variables]
@@ -149,8 +158,9 @@ class StepRecorder:
         self._is_on_one_cpu = are_on_one_cpu(
             [self._step, *(variable.value for variable in self._variables)]
         )
+        layers = self._choose_layers() if self._choose_layers else {}
         self._layers = LayerRecorder(
-            self._choose_layers(), self.capacity, self._activations
+            layers, self.capacity, self._activations, self.guard
         )
 
     @property
@@ -206,19 +216,26 @@ class StepRecorder:
     def _count_step(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
             self.prepare()
-            step = self._step.read_value()
-            is_due = step >= self._next_due
-            self._record_loss(step)
-            self._measure(step)
-            self._now[threading.get_ident()] = step, is_due
+            if not self.is_ready:
+                return apply(grads, trainable_variables)
+            self._begin_step()
             try:
                 result = apply(grads, trainable_variables)
             finally:
                 del self._now[threading.get_ident()]
-            self._step.assign_add(1)
+            # Where the data ends within a step, no step was made.
+            with tf.control_dependencies(_parts(grads)):
+                self._step.assign_add(1)
             return result
 
         return counted
+
+    def _begin_step(self) -> None:
+        step = self._step.read_value()
+        is_due = step >= self._next_due
+        self.guard("the loss", self._record_loss, step)
+        self.guard("layers and updates", self._measure, step)
+        self._now[threading.get_ident()] = step, is_due
 
     def _this_step(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The number of the step, and whether it is measured in detail.
@@ -241,29 +258,29 @@ class StepRecorder:
 
     def _look_before(self, apply_reduced: Callable[..., Any]) -> Callable[..., Any]:
         def seen(gradients: list[Gradient | None], variables: list[Any]) -> None:
-            self._record_seen(*_present(gradients, variables))
+            if self.is_ready:
+                self.guard("gradients", self._record_reduced, gradients, variables)
             apply_reduced(gradients, variables)
 
         return seen
 
     def _look_after(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def seen(grads: Any, trainable_variables: Any) -> Any:
-            self._record_passed_on(
-                *self._unscaled(*_present(grads, trainable_variables))
-            )
+            if self.is_ready:
+                self.guard(
+                    "clipped gradients",
+                    self._record_clipped,
+                    grads,
+                    trainable_variables,
+                )
             return apply(grads, trainable_variables)
 
         return seen
 
     def _look_at_plain(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def seen(grads: Any, trainable_variables: Any = None) -> Any:
-            if trainable_variables is None:
-                variables = _internals.built_for(self._plain)
-            else:
-                variables = list(trainable_variables)
-            gradients, present = _present(grads, variables)
-            if gradients:
-                self._record_plain(gradients, present)
+            if self.is_ready:
+                self.guard("gradients", self._record_plain, grads, trainable_variables)
             return apply(grads, trainable_variables)
 
         return seen
@@ -276,7 +293,18 @@ class StepRecorder:
             gradients = [_gradients.scale(g, 1.0 / scale) for g in gradients]
         return gradients, variables
 
-    def _record_plain(self, gradients: list[Gradient], variables: list[Any]) -> None:
+    def _record_reduced(self, grads: Any, variables: Any) -> None:
+        self._record_seen(*_present(grads, variables))
+
+    def _record_clipped(self, grads: Any, variables: Any) -> None:
+        self._record_passed_on(*self._unscaled(*_present(grads, variables)))
+
+    def _record_plain(self, grads: Any, trainable_variables: Any) -> None:
+        if trainable_variables is None:
+            trainable_variables = _internals.built_for(self._plain)
+        gradients, variables = _present(grads, list(trainable_variables))
+        if not gradients:
+            return
         gradients, variables = self._unscaled(gradients, variables)
         self._record_seen(_replicas.sum_over(gradients), variables)
         # With accumulation a gradient is clipped later, as a part of a sum.
@@ -508,6 +536,12 @@ def _without_nan(values: tf.Tensor) -> tf.Tensor:
     """Infinity for all that is not a number; a NaN in a ring means "not measured"."""
     values = tf.cast(values, tf.float32)
     return tf.where(tf.math.is_nan(values), np.float32(np.inf), values)
+
+
+def _parts(gradients: Sequence[Gradient | None]) -> list[Any]:
+    """The tensors of some gradients, where a graph knows them."""
+    parts = tf.nest.flatten(list(gradients), expand_composites=True)
+    return [part for part in parts if tf.is_symbolic_tensor(part)]
 
 
 def _present(

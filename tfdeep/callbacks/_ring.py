@@ -76,6 +76,8 @@ def local_variable(value: Any) -> tf.Variable:
 
 def is_at_hand(tensor: Any) -> bool:
     """Whether a tensor belongs to the function that is traced now, or to none."""
+    parts = tf.nest.flatten(tensor, expand_composites=True)
     if tf.executing_eagerly():
-        return True
-    return getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()
+        return not any(tf.is_symbolic_tensor(part) for part in parts)
+    graph = tf.compat.v1.get_default_graph()
+    return all(getattr(part, "graph", None) is graph for part in parts)
