@@ -17,10 +17,11 @@ from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
 from tfdeep._quantities import OF_LAYERS
 from tfdeep.diagnostics._batch import bad_values, loss_function, one_batch
+from tfdeep.diagnostics._causes import explained
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
-from tfdeep.diagnostics._examiner import in_order
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import Rule
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import ModelError
@@ -102,7 +103,7 @@ def diagnose(
     # Bad values in the batch spoil all that is measured: nothing else can be said.
     findings = bad_values(x, y) if _is_broken(row) else []
     findings = findings or [
-        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, s.remedy)
+        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
         for rule in rules
         for s in rule.look(recording)
     ]
@@ -112,7 +113,7 @@ def diagnose(
         len(keras.tree.flatten(x)[0]),
         None if y is None else float(found.loss),
         tuple(_layer_diagnoses(recording)),
-        tuple(in_order(list(once.values()), [layer.path for layer in layers])),
+        explained(list(once.values()), [layer.path for layer in layers]),
         layers,
     )
 
