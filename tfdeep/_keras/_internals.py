@@ -76,6 +76,11 @@ def built_for(optimizer: Any) -> list[Any]:
     return variables
 
 
+def compiled_loss(model: Any) -> Any:
+    """What computes the loss given to `compile`, without penalties; None if none is."""
+    return getattr(model, "_compile_loss", None)
+
+
 def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
     """An optimizer's own variables, each with the model variable it belongs to or None.
 

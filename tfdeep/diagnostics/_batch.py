@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._keras import _internals
 from tfdeep.diagnostics._finding import Finding
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.errors import DataError, InvalidArgumentError
 
 _MOST_EXAMPLES = 256
@@ -227,8 +228,11 @@ def bad_values(x: Any, y: Any) -> list[Finding]:
                     0,
                     "the batch holds NaN or infinite values, in the "
                     f"{what} of {count} of {len(parts[0])} examples",
-                    "clean the data: np.isfinite finds such values; leave these "
-                    "examples out, or fill in the values",
+                    Remedy(
+                        "clean the data: np.isfinite finds such values; leave these "
+                        "examples out, or fill in the values",
+                        "data",
+                    ),
                 )
             ]
     return []

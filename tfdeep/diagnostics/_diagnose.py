@@ -24,10 +24,11 @@ from tfdeep.diagnostics._batch import (
     random_gradient,
     sum_of_losses,
 )
+from tfdeep.diagnostics._causes import explained
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
-from tfdeep.diagnostics._examiner import in_order
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import Rule
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import ModelError
@@ -125,7 +126,7 @@ def diagnose(
     findings = bad_values(batch.x, batch.y) if _is_broken(row) else []
     findings = findings or list(_broken_losses(found))
     findings = findings or [
-        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, s.remedy)
+        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
         for rule in rules
         for s in rule.look(recording)
     ]
@@ -135,7 +136,7 @@ def diagnose(
         batch.examples,
         float(found.loss) if compute_loss else None,
         tuple(_layer_diagnoses(recording)),
-        tuple(in_order(list(once.values()), [layer.path for layer in layers])),
+        explained(list(once.values()), [layer.path for layer in layers]),
         layers,
     )
 
@@ -158,8 +159,10 @@ def _broken_losses(found: Probe) -> Iterator[Finding]:
                 "critical",
                 0,
                 f"what it adds to the loss is {value:g}, while all outputs are finite",
-                "look for log, sqrt or a division by zero in its regularizers and in "
-                "what it passes to `add_loss` (add an epsilon)",
+                Remedy(
+                    "look for log, sqrt or a division by zero in its regularizers and "
+                    "in what it passes to `add_loss` (add an epsilon)"
+                ),
             )
 
 
@@ -174,6 +177,7 @@ def _row(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, np.ndarray]:
     row: dict[str, Any] = {
         "loss": [float(found.loss)],
         "data_norm": _norms(found.data_gradients),
+        "data_loss": [float(found.data_loss)],
         **_of_variables(found),
         **_of_layers(found, layers),
     }
