@@ -358,11 +358,8 @@ def test_a_model_that_builds_itself_in_its_first_step():
     model.compile(sgd(), nets.LOSS)
     monitor = GradientMonitor(include="hidden1")
     fit(model, monitor)
-    assert list(monitor.history) == [
-        "sequential/hidden1/kernel",
-        "sequential/hidden1/bias",
-    ]
-    assert len(monitor.history["sequential/hidden1/bias"]["norm"]) == STEPS
+    assert list(monitor.history) == ["hidden1/kernel", "hidden1/bias"]
+    assert len(monitor.history["hidden1/bias"]["norm"]) == STEPS
 
 
 def test_a_layer_frozen_during_the_fit_has_no_more_gradient():

@@ -163,6 +163,26 @@ def test_a_train_step_without_the_optimizer_is_not_taken_for_a_healthy_one():
         )
 
 
+def test_the_loss_of_a_train_step_of_ones_own_is_what_it_differentiates():
+    class Net(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.abs(self(x, training=True) - y))
+            variables = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    inputs = keras.Input((3,))
+    model = Net(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd")
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    loss = np.abs(model(x).numpy() - 1).mean()
+    monitor = GradientMonitor()
+    model.fit(x, np.ones((8, 2), "float32"), verbose=0, callbacks=[monitor])
+    assert monitor.recording["loss"][0, 0] == pytest.approx(loss, rel=1e-5)
+
+
 def test_units_are_not_called_alive_because_their_gradient_is_not_a_number():
     model, monitor = nets.functional(), GradientMonitor(on_finding=None)
     model.compile("sgd", nets.LOSS)

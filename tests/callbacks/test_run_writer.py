@@ -16,8 +16,9 @@ from keras import layers
 from tests import nets
 from tfdeep.callbacks import GradientMonitor
 from tfdeep.callbacks._run_writer import RunWriter
-from tfdeep.diagnostics import Recording, read_run, rules
+from tfdeep.diagnostics import Recording, read_run, rules, write_html_report
 from tfdeep.diagnostics._run_file import FILE_NAME
+from tfdeep.errors import SickLayerError
 from tfdeep.optimizers import ClipByNorm, SkipNonFinite, Telemetry
 
 pytest.importorskip("tensorboard")
@@ -344,3 +345,36 @@ def test_long_runs_stay_small(tmp_path):
         rows["norm"][kept[kept >= steps - chunk] - (steps - chunk)],
         rtol=1e-4,
     )
+
+
+def test_two_monitors_of_one_fit_do_not_write_into_one_file(tmp_path):
+    first, second = (GradientMonitor(tmp_path, on_finding=None) for _ in range(2))
+    model = build()
+    data = nets.dataset(STEPS * BATCH, BATCH)
+    for fits in (1, 2):
+        model.fit(data, shuffle=False, verbose=0, callbacks=[first, second])
+        for place in (tmp_path, tmp_path / "monitor_2"):
+            run = read_run(place)
+            assert (run.runs, run.is_complete) == (fits, True)
+            assert run.recording.total_steps == fits * STEPS
+    fit(model, first)  # alone, where it always wrote
+    assert read_run(tmp_path).runs == 3
+
+
+def test_a_run_that_a_finding_ended_is_not_complete(tmp_path):
+    monitor = GradientMonitor(tmp_path, rules=[FindsOne()], on_finding="raise")
+    with pytest.raises(SickLayerError):
+        fit(build(), monitor)
+    run = read_run(tmp_path)
+    assert not run.is_complete
+    assert any("did not finish" in note for note in run.notes)
+    assert len(run.findings) == 1
+    assert 0 < run.recording.total_steps < STEPS
+
+
+def test_the_page_of_a_short_run_says_that_it_is_short(tmp_path):
+    model, data = build(), nets.dataset(9 * BATCH, BATCH)
+    monitor = GradientMonitor(tmp_path, on_finding=None)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[monitor])
+    page = write_html_report(tmp_path).read_text()
+    assert "9 steps are too few to judge: 50 are needed." in page

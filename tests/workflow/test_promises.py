@@ -280,7 +280,7 @@ class TestMonitorTellsTheTruth:
             _scale_loss(model, arguments)
             monitor = tfdeep.callbacks.GradientMonitor()
             _fit(model, x, y, monitor)
-            return monitor.history[model.get_layer("hidden1").kernel.path]["norm"]
+            return monitor.history["hidden1/kernel"]["norm"]
 
         self.every_step(monitored, _keras_arguments(arguments))
 

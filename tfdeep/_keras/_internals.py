@@ -50,6 +50,11 @@ def uncast_value(variable: Any) -> Any:
         variable._autocast = autocast
 
 
+def tensor_of(variable: Any) -> Any:
+    """The TensorFlow variable of a Keras variable; anything else as it is."""
+    return getattr(variable, "_value", variable)
+
+
 def has_mask(tensor: Any) -> bool:
     """Whether Keras hands a mask on beside a symbolic tensor."""
     return getattr(tensor, "_keras_mask", None) is not None

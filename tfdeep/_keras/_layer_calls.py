@@ -53,6 +53,7 @@ class LayerCalls:
         self._layers = layers
         self._guard = guard or Guard("tfdeep")
         self._by_thread: dict[int, dict[str, LayerCall]] = {}
+        self._is_open = False
 
     def take(self) -> dict[str, LayerCall]:
         """The calls in this thread since the last take, in their order."""
@@ -61,7 +62,12 @@ class LayerCalls:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Looks on while the context is open."""
+        if self._is_open:
+            yield
+            return
+        self._is_open = True
         with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_is_open", False)
             for path, layer in self._layers.items():
                 stack.enter_context(
                     replaced(layer, "call", functools.partial(self._seen, path))

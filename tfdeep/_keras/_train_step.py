@@ -43,11 +43,13 @@ class TrainSteps:
 
     Attributes:
         observers: Those who look on at the steps to come, until the fit ends.
+        watchers: Those who look on at all steps, until their block ends.
         before_fit: Called when a fit begins, before its train function is chosen.
     """
 
     def __init__(self, model: Any) -> None:
         self.observers: tuple[Any, ...] = ()
+        self.watchers: tuple[Any, ...] = ()
         self.before_fit: Callable[[], None] | None = None
         self._model = model
         self._functions: collections.OrderedDict[Any, Any] = collections.OrderedDict()
@@ -120,9 +122,10 @@ class TrainSteps:
     def choose(self) -> None:
         """Gives the model the function for its flags and observers."""
         self._forget_if_compiled_anew()
-        key = (self._flags(), self.observers)
+        everyone = (*self.watchers, *self.observers)
+        key = (self._flags(), everyone)
         if key not in self._functions:
-            self._functions[key] = self._made(self.observers)
+            self._functions[key] = self._made(everyone)
         self._functions.move_to_end(key)
         while len(self._functions) > _MOST_FUNCTIONS:
             self._functions.popitem(last=False)
@@ -130,6 +133,38 @@ class TrainSteps:
         self._idle = [one for one in self._idle if one in in_use | {*self.observers}]
         self._current = self._functions[key]
         self._model.train_function = self._current
+
+    @classmethod
+    def onlookers(cls, model: Any) -> tuple[Any, ...]:
+        """Those who look on at the steps of a model now."""
+        steps = vars(model).get(_NAME)
+        return () if steps is None else (*steps.watchers, *steps.observers)
+
+    @classmethod
+    @contextlib.contextmanager
+    def watched(cls, model: Any, watchers: Sequence[Observer]) -> Iterator[None]:
+        """Has these look on at the model's own train step while the context is open."""
+        is_new = _NAME not in vars(model)
+        steps = cls.of(model)
+        before = steps.watchers
+        steps._watch((*before, *watchers))
+        try:
+            yield
+        finally:
+            steps._watch(before)
+            is_used = steps.before_fit or steps.observers or steps._idle
+            if is_new and not is_used:
+                _patches.remove(model, "make_train_function")
+                del vars(model)[_NAME]
+
+    def _watch(self, watchers: tuple[Any, ...]) -> None:
+        gone = {*self.watchers} - {*watchers}
+        self.watchers = watchers
+        is_own = self._model.train_function in self._functions.values()
+        for key in [k for k in self._functions if gone.intersection(k[1])]:
+            del self._functions[key]
+        if is_own:
+            self.choose()
 
     def _make_train_function(self, force: bool = False) -> None:
         """What `make_train_function` of the model is: a fit begins."""

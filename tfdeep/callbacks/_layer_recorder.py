@@ -27,17 +27,23 @@ class LayerRecorder:
         activations: Whether to measure the outputs of all layers, or only the input of
             the first one that has weights.
         guard: Leaves out what cannot be measured.
+        calls: What sees these layers already, and maybe others.
     """
 
     def __init__(
-        self, layers: Mapping[str, Any], capacity: int, activations: bool, guard: Guard
+        self,
+        layers: Mapping[str, Any],
+        capacity: int,
+        activations: bool,
+        guard: Guard,
+        calls: LayerCalls | None = None,
     ) -> None:
         self._guard = guard
         weighted = [path for path, layer in layers.items() if layer.trainable_weights]
         self._first = weighted[0] if weighted else None
         if not activations:
             layers = {path: layers[path] for path in weighted[:1]}
-        self._calls = LayerCalls(layers, guard)
+        self._calls = calls or LayerCalls(layers, guard)
         self._paths = list(layers) if activations else []
         self._units = [_count_units(layers[path]) for path in self._paths]
         self._inputs = Ring(capacity, ("input_offset", "input_spread"), 1, np.mean)
@@ -54,7 +60,7 @@ class LayerRecorder:
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
         """Watches the layers while the context is open."""
-        return self._calls.watching()
+        return self._calls.watching()  # nothing, if it is open
 
     def seen(self, step: tf.Tensor) -> Callable[[], tf.Tensor]:
         """Returns what writes the rows of a step, to be called after its forward pass.

@@ -26,7 +26,16 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
 from tfdeep._core._guard import Guard
-from tfdeep._keras import _internals, _optimizers, _penalties, _program, _replicas
+from tfdeep._keras import (
+    _architecture,
+    _hooks,
+    _internals,
+    _optimizers,
+    _penalties,
+    _program,
+    _replicas,
+)
+from tfdeep._keras._layer_calls import LayerCalls
 from tfdeep._keras._patches import replaced
 from tfdeep._quantities import OF_VARIABLES
 from tfdeep.callbacks import _schedule
@@ -43,6 +52,10 @@ _UNDERFLOW = 1e-18
 _SHARED_COPY = 131_072
 
 
+# How many losses are kept that were differentiated and not applied yet.
+_MOST_TAPES = 8
+
+
 class StepRecorder:
     """Records what happens to the gradients, weights and layers in each step.
 
@@ -56,9 +69,14 @@ class StepRecorder:
         activations: Whether to look at the outputs of the layers.
         copies: Whether to keep the latest gradients, for histograms.
         settings: What distinguishes it from other recorders of the model.
+        optimizer: Whose steps it records. Defaults to the model's.
         owner: The public name of what records, for warnings.
+        waits: Whether only the first step shows what there is to record.
 
     Attributes:
+        given: The `id` of each variable that the optimizer was given last.
+        after_step: Called after each step that runs eagerly.
+        log_dir: Where what it records is written to.
         guard: Leaves out what cannot be measured, so that the step is made all the
             same.
     """
@@ -73,9 +91,15 @@ class StepRecorder:
         activations: bool = False,
         copies: bool = False,
         settings: Any = None,
+        optimizer: Any = None,
         owner: str = "GradientMonitor",
+        waits: bool = False,
     ) -> None:
+        self._waits = waits
         self.guard = Guard(owner)
+        self.given: list[int] = []
+        self.after_step: Callable[[], None] | None = None
+        self.log_dir: str | None = None
         self.capacity = capacity
         self.settings = settings
         self._model = model
@@ -85,7 +109,7 @@ class StepRecorder:
         self._activations = activations
         self._copies_gradients = copies
         self._history: Any = None
-        chain = _optimizers.chain(model.optimizer)
+        chain = _optimizers.chain(optimizer or model.optimizer)
         self._outer = chain[0]
         self._wrappers = [o for o in chain if isinstance(o, OptimizerWrapper)]
         self._plain = chain[-1]
@@ -97,21 +121,28 @@ class StepRecorder:
         self._losses: dict[int, tf.Tensor] = {}
         self._data_losses: dict[int, tf.Tensor] = {}
         self._batches: dict[int, tuple[Any, Any, Any]] = {}
+        self._is_scaled: set[int] = set()
+        self._differentiated: dict[int, list[tuple[set[int], Any]]] = {}
         self._now: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
+        self._open: contextlib.ExitStack | None = None
+        self._calls: LayerCalls | None = None
         self._drained = 0
         self._has_penalties = False
         self.is_ready = False
 
     def prepare(self) -> None:
         """Creates the recorder's own variables, beside those of the model."""
-        if self._choose is None:
+        if self._choose is None or (self._waits and not self.given):
             return
         # A model may build itself in its first step, while that is traced.
         with tf.init_scope(), self._model.distribute_strategy.scope():
             self.guard("the steps", self._create_variables, self._choose)
         # And with them whoever gave them.
         self._choose = self._choose_layers = self._count_outputs = None
-        self.is_ready = "the steps" not in self.guard.left_out
+        has_failed = "the steps" in self.guard.left_out
+        self.is_ready = not has_failed and bool(self._variables)
+        if self.is_ready and self._open is not None:
+            self._open.enter_context(self._layers.watching())
 
     def resume(self, history: Any, step: int) -> None:
         """Goes on with a history at this step, which is measured in detail.
@@ -170,7 +201,7 @@ class StepRecorder:
         )
         layers = self._choose_layers() if self._choose_layers else {}
         self._layers = LayerRecorder(
-            layers, self.capacity, self._activations, self.guard
+            layers, self.capacity, self._activations, self.guard, self._calls
         )
 
     @property
@@ -193,7 +224,13 @@ class StepRecorder:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Puts the recorder between the gradients and the optimizer."""
+        if self._open is not None:  # by a block around this step
+            yield
+            return
         with contextlib.ExitStack() as stack:
+            self._open = stack
+            stack.callback(setattr, self, "_open", None)
+            stack.enter_context(_hooks.gradients(self._look_at_tape))
             if self._wrappers:
                 stack.enter_context(
                     replaced(self._wrappers[0], "apply_reduced", self._look_before)
@@ -213,15 +250,39 @@ class StepRecorder:
             stack.enter_context(replaced(self._outer, "scale_loss", self._look_at_loss))
             if self.is_ready:
                 stack.enter_context(self._layers.watching())
+            elif self._choose is not None and self._model.built:
+                # What is recorded is chosen in the first step, after its layers.
+                self._calls = self.guard("the layers", self._calls_of_all)
+                if self._calls is not None:
+                    stack.enter_context(self._calls.watching())
             yield
+
+    def _calls_of_all(self) -> LayerCalls:
+        return LayerCalls(_architecture.layers_of(self._model), self.guard)
+
+    def _look_at_tape(
+        self,
+        tape: Any,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        *_: Any,
+    ) -> None:
+        """Keeps what was differentiated by variables: the loss of the step to come."""
+        if output_gradients is None:
+            found = {id(_internals.tensor_of(v)) for v in tf.nest.flatten(sources)}
+            kept = self._differentiated.setdefault(threading.get_ident(), [])
+            kept.append((found, target))
+            del kept[:-_MOST_TAPES]
 
     def _look_at_computed_loss(self, compute_loss: Callable[..., Any]) -> Any:
         """A train step of one's own may leave out `scale_loss`."""
 
+        @_hooks.unconverted
         @functools.wraps(compute_loss)
         def seen(*args: Any, **kwargs: Any) -> Any:
             self._data_losses.pop(threading.get_ident(), None)
-            loss = compute_loss(*args, **kwargs)
+            loss = _hooks.as_called(compute_loss)(*args, **kwargs)
             self._losses[threading.get_ident()] = loss
             given = dict(zip(("x", "y", "y_pred"), args, strict=False)) | kwargs
             x, y, predictions = map(given.get, ("x", "y", "y_pred"))
@@ -241,14 +302,18 @@ class StepRecorder:
         return seen
 
     def _look_at_loss(self, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+        @_hooks.unconverted
         def seen(loss: Any) -> Any:
             self._losses[threading.get_ident()] = loss
+            self._is_scaled.add(threading.get_ident())
             return scale_loss(loss)
 
         return seen
 
     def _count_step(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        @_hooks.unconverted
         def counted(grads: Any, trainable_variables: Any = None) -> Any:
+            self.guard("the loss", self._take_given, trainable_variables)
             self.prepare()
             if not self.is_ready:
                 return apply(grads, trainable_variables)
@@ -260,9 +325,32 @@ class StepRecorder:
             # Where the data ends within a step, no step was made.
             with tf.control_dependencies(_parts(grads)):
                 self._step.assign_add(1)
+            is_alone = tf.executing_eagerly() and not tf.distribute.has_strategy()
+            if self.after_step is not None and is_alone:
+                self.after_step()
             return result
 
         return counted
+
+    def _take_given(self, variables: Any) -> None:
+        """Takes the loss that was differentiated by these variables for the step's.
+
+        Unless the optimizer was told: what it scales is differentiated as scaled.
+        """
+        if variables is None:
+            variables = _internals.built_for(self._plain)
+        self.given = [id(variable) for variable in variables]
+        thread = threading.get_ident()
+        wanted = {id(_internals.tensor_of(variable)) for variable in variables}
+        kept = self._differentiated.get(thread, [])
+        matching = [target for found, target in kept if found & wanted]
+        kept[:] = [pair for pair in kept if not pair[0] & wanted]
+        if matching and thread not in self._is_scaled:
+            parts = tf.nest.flatten(matching[-1])
+            if all(map(is_at_hand, parts)):
+                sums = [tf.reduce_sum(p) if p.shape.rank else p for p in parts]
+                self._losses[thread] = sums[0] if len(sums) == 1 else tf.add_n(sums)
+        self._is_scaled.discard(thread)
 
     def _begin_step(self) -> None:
         step = self._step.read_value()
@@ -559,6 +647,11 @@ class StepRecorder:
         return tf.concat(flat, 0)
 
     # Reading, between the steps.
+
+    @property
+    def pending(self) -> int:
+        """How many steps were recorded since the last reading."""
+        return int(self._step.numpy()) - self._drained if self.is_ready else 0
 
     def latest_gradients(self) -> list[np.ndarray]:
         """The gradients of the last step that was measured in detail, before clipping.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class RunWriter:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir = self._first_choice = os.fspath(log_dir)
         self._file = RunFileWriter(log_dir)
         self._events = TensorBoardWriter(log_dir)
         self._recording: Recording | None = None
@@ -38,12 +38,19 @@ class RunWriter:
         self._thinning = Thinning()
         self._held: tuple[dict[str, np.ndarray], int] | None = None
 
-    def begin(self, recording: Recording) -> None:
+    def begin(self, recording: Recording, taken: Collection[str] = ()) -> None:
         """Starts a run with the variables and layers of a recording.
 
         Args:
             recording: The recording of the run, which is filled while it goes on.
+            taken: Directories that others write to now. If this one is among them,
+                the run goes to `monitor_2`, `monitor_3`, ... below it.
         """
+        self.log_dir, number = self._first_choice, 1
+        while os.path.abspath(self.log_dir) in map(os.path.abspath, taken):
+            number += 1
+            self.log_dir = os.path.join(self._first_choice, f"monitor_{number}")
+        self._file = RunFileWriter(self.log_dir)
         self._events.close()  # a fit that failed has not ended its files
         self._recording = recording
         self._findings = []
@@ -92,8 +99,12 @@ class RunWriter:
         """
         self._events.write_histograms(gradients, step)
 
-    def close(self) -> None:
-        """Ends the files of the run."""
+    def close(self, is_complete: bool = True) -> None:
+        """Ends the files of the run.
+
+        Args:
+            is_complete: Whether it came to its end.
+        """
         recording, self._recording = self._recording, None
         if recording is None:
             return
@@ -104,6 +115,6 @@ class RunWriter:
             self._file.write(rows, step, last)
             self._held = None
         telemetry = [{**one.to_dict(), "summary": f"{one}."} for one in self._telemetry]
-        self._file.end(recording.total_steps, telemetry)
+        self._file.end(recording.total_steps if is_complete else None, telemetry)
         self._events.write_heat_map(recording, self._findings)
         self._events.close()

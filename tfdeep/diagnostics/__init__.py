@@ -5,6 +5,7 @@ from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._html_report import write_html_report
 from tfdeep.diagnostics._monitor_report import (
+    Judgment,
     MonitorReport,
     VariableSummary,
     summarize,
@@ -18,6 +19,7 @@ __all__ = [
     "KINDS",
     "Diagnosis",
     "Finding",
+    "Judgment",
     "LayerDiagnosis",
     "MonitorReport",
     "Recording",

@@ -17,6 +17,7 @@ from tfdeep._core._records import counted, short_number
 from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
 from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbors
+from tfdeep.diagnostics._monitor_report import Judgment, judgment_of, judgment_text
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
 from tfdeep.diagnostics.rules._measures import largest, median
@@ -196,6 +197,9 @@ def _findings(run: Run) -> list[str]:
     if not run.findings:
         if not len(run.recording.steps):
             return ["<p>No step was recorded.</p>"]
+        steps = run.recording.total_steps
+        if judgment_of(steps, has_rules=True) is not Judgment.DONE:
+            return [f"<p>{judgment_text(Judgment.TOO_FEW_STEPS, steps)}</p>"]
         return [
             '<div class="finding well"><p>The rules found nothing wrong in the '
             f"{counted(run.recording.total_steps, 'step')} of this run.</p></div>"

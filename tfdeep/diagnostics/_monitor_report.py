@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,6 +50,44 @@ class VariableSummary:
     steps_with_gradient: int
 
 
+class Judgment(enum.Enum):
+    """Whether the absence of findings says anything."""
+
+    NO_STEP = "no step was seen"
+    NO_RULES = "no rule was asked"
+    TOO_FEW_STEPS = "too few steps were seen"
+    DONE = "the rules have seen enough"
+
+
+# Most rules look for what lasts: five measured steps in a row, which take fifty.
+STEPS_TO_JUDGE = 50
+
+
+def judgment_of(steps: int, has_rules: bool) -> Judgment:
+    """What can be said after so many steps."""
+    if not steps:
+        return Judgment.NO_STEP
+    if not has_rules:
+        return Judgment.NO_RULES
+    return Judgment.DONE if steps >= STEPS_TO_JUDGE else Judgment.TOO_FEW_STEPS
+
+
+def judgment_text(judgment: Judgment, steps: int) -> str:
+    """What is said where no rule has found anything."""
+    if judgment is Judgment.NO_STEP:
+        return (
+            "No step was seen: nothing can be said of this training.\n"
+            "  Fix: train through the optimizer that is watched (`optimizer.apply`), "
+            "and call\n  a `tf.function` for the first time inside the block."
+        )
+    if judgment is Judgment.NO_RULES:
+        return "No rule was asked."
+    if judgment is Judgment.TOO_FEW_STEPS:
+        few = "1 step is" if steps == 1 else f"{steps} steps are"
+        return f"{few} too few to judge: {STEPS_TO_JUDGE} are needed."
+    return "Nothing found."
+
+
 @dataclasses.dataclass(frozen=True)
 class MonitorReport(Record):
     """What a `GradientMonitor` recorded, summed up by variable.
@@ -58,12 +97,18 @@ class MonitorReport(Record):
         variables: One summary a variable, from the input to the output.
         remarks: What stands out, as text.
         findings: What the rules found: each cause, then what follows from it.
+        judgment: Whether it says anything that nothing else was found.
+        optimizer: The name of the optimizer, where there are several.
+        parts: With several optimizers, a report of each.
     """
 
     steps: int
     variables: tuple[VariableSummary, ...]
     remarks: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    judgment: Judgment = Judgment.NO_RULES
+    optimizer: str = ""
+    parts: tuple[MonitorReport, ...] = ()
     # From the input to the output, to print findings at neighbors as ranges.
     _layers: tuple[LayerInfo, ...] = dataclasses.field(
         default=(), repr=False, compare=False
@@ -74,7 +119,38 @@ class MonitorReport(Record):
         """Those of the findings that follow from no other, the likeliest first."""
         return causes(self.findings)
 
+    @classmethod
+    def joined(
+        cls, parts: Mapping[str, MonitorReport], findings: tuple[Finding, ...]
+    ) -> MonitorReport:
+        """One report of several optimizers of a model.
+
+        Args:
+            parts: The report of each, by the name of the optimizer.
+            findings: The findings of all.
+        """
+        named = tuple(
+            dataclasses.replace(part, optimizer=name) for name, part in parts.items()
+        )
+        # It is judged when each is.
+        order = list(Judgment)
+        return cls(
+            steps=max(part.steps for part in named),
+            variables=tuple(v for part in named for v in part.variables),
+            remarks=tuple(
+                f"{p.optimizer}: {text}" for p in named for text in p.remarks
+            ),
+            findings=findings,
+            judgment=min((part.judgment for part in named), key=order.index),
+            parts=named,
+            _layers=tuple(layer for part in named for layer in part._layers),
+        )
+
     def __str__(self) -> str:
+        if self.parts:
+            return "\n\n".join(
+                f"Optimizer {part.optimizer}\n\n{part}" for part in self.parts
+            )
         rows = [
             (
                 v.path,
@@ -93,7 +169,10 @@ class MonitorReport(Record):
             notes=self.remarks,
             align="lrrrrr",
         )
-        return f"{findings_table(self.findings, self._layers)}\n\n{table}"
+        said = [findings_table(self.findings, self._layers)] if self.findings else []
+        if not self.findings or self.judgment is not Judgment.DONE:
+            said.append(judgment_text(self.judgment, self.steps))
+        return "\n\n".join([*said, table])
 
 
 def summarize(history: History, steps: np.ndarray | None = None) -> MonitorReport:

@@ -174,12 +174,16 @@ class RunFileWriter:
         """Writes what the rules found."""
         self._append([{"finding": _plain(finding.to_dict())} for finding in findings])
 
-    def end(self, total_steps: int, telemetry: Sequence[Mapping[str, Any]]) -> None:
-        """Ends the run."""
+    def end(
+        self, total_steps: int | None, telemetry: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Ends the run; without `total_steps` it is one that did not finish."""
         lines: list[dict[str, Any]] = []
         if telemetry:
             lines.append({"telemetry": [_plain(dict(of_one)) for of_one in telemetry]})
-        self._append([*lines, {"end": total_steps}])
+        if total_steps is not None:
+            lines.append({"end": total_steps})
+        self._append(lines)
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(
