@@ -38,6 +38,7 @@ class Probe:
             weights or outputs, and what it gave to `add_loss`.
         calls: The last call of each layer that computes floats, in order, by path.
         output_gradients: The gradient of each call's output, by path.
+        outputs: What the model made of the batch.
     """
 
     loss: tf.Tensor
@@ -48,6 +49,7 @@ class Probe:
     added_losses: dict[str, float]
     calls: dict[str, LayerCall]
     output_gradients: dict[str, Gradient | None]
+    outputs: Any
 
 
 def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
@@ -100,6 +102,7 @@ def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
         added_losses,
         calls,
         of_outputs,
+        outputs,
     )
 
 
