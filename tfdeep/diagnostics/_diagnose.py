@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._explain import a_type, explain
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _architecture, _layer_outputs
+from tfdeep._keras import _architecture, _internals, _layer_outputs
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
@@ -65,7 +65,8 @@ def diagnose(
         x: Inputs as `model` takes them, in arrays or tensors, or a `tf.data.Dataset`
             of batches of `x`, `(x, y)` or `(x, y, sample_weight)`. Of arrays a random
             sample is used, which is the same at each call; of a dataset the first
-            batches, together. At most 256 examples are used.
+            batches, together. At most 256 examples are used; of large images fewer,
+            at least 32.
         y: The labels of `x`. Without labels, unless the model trains without, a random
             gradient goes back from the outputs, and only ratios between layers mean
             anything.
@@ -113,15 +114,17 @@ def diagnose(
             )
         )
     rules = checked("default" if rules is None else rules, "diagnose")
-    batch = one_batch(x, y, sample_weight, class_weight)
+    batch_size = _internals.batch_size(model)
+    batch = one_batch(x, y, sample_weight, class_weight, batch_size)
     compute_loss = loss_function(model, batch, loss, loss_weights)
     found = probe(model, batch.x, compute_loss or _random_loss(model))
     layers = _architecture.describe(model)
-    row = _row(found, layers)
+    row = _row(found, layers, batch.examples)
     recording = Recording(
         [v.path for v in found.variables], layers, stands_for=_STEPS_IT_STANDS_FOR
     )
     recording.extend(row)
+    recording.nonfinite_at = found.source.path
     # Bad values in the batch spoil all that is measured: nothing else can be said.
     findings = bad_values(batch.x, batch.y) if _is_broken(row) else []
     findings = findings or list(_broken_losses(found))
@@ -148,8 +151,7 @@ def _random_loss(model: Any) -> Callable[[Any], Any]:
 
 def _broken_losses(found: Probe) -> Iterator[Finding]:
     """Finds layers of finite outputs that add NaN or infinity to the loss."""
-    outputs = [call.output.numpy() for call in found.calls.values()]
-    if not all(np.isfinite(output).all() for output in outputs):
+    if found.source.path is not None or found.source.behind is not None:
         return
     for path, value in found.added_losses.items():
         if not np.isfinite(value):
@@ -172,12 +174,15 @@ def _is_broken(row: dict[str, np.ndarray]) -> bool:
     return not is_finite or bool((row["nonfinite_output"] > 0).any())
 
 
-def _row(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, np.ndarray]:
+def _row(
+    found: Probe, layers: Sequence[LayerInfo], examples: int
+) -> dict[str, np.ndarray]:
     """The numbers of a probe as a recording of one step takes them."""
     row: dict[str, Any] = {
         "loss": [float(found.loss)],
         "data_norm": _norms(found.data_gradients),
         "data_loss": [float(found.data_loss)],
+        "examples": [examples],
         **_of_variables(found),
         **_of_layers(found, layers),
     }
