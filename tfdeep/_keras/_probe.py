@@ -40,6 +40,7 @@ class Probe:
         source: Where the first NaN or infinity comes from.
         calls: The last call of each layer that computes floats, in order, by path.
         output_gradients: The gradient of each call's output, by path.
+        outputs: What the model made of the batch.
     """
 
     loss: tf.Tensor
@@ -51,6 +52,7 @@ class Probe:
     source: NonFiniteSource
     calls: dict[str, LayerCall]
     output_gradients: dict[str, Gradient | None]
+    outputs: Any
 
 
 def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
@@ -106,6 +108,7 @@ def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
         source,
         calls,
         of_outputs,
+        outputs,
     )
 
 

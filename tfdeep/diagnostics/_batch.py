@@ -13,8 +13,6 @@ import tensorflow as tf
 
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._keras import _internals
-from tfdeep.diagnostics._finding import Finding
-from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.errors import DataError, InvalidArgumentError
 
 # A step on 256 images of 150 pixels takes many seconds, and shows no more.
@@ -232,35 +230,6 @@ def _not_a_batch(name: str, values: Any, part: Any) -> DataError:
             "array of a list; nothing was changed",
         )
     )
-
-
-def bad_values(x: Any, y: Any) -> list[Finding]:
-    """Finds NaN and infinity in the inputs, or else in the labels."""
-    for values, what in ((x, "inputs"), (y, "labels")):
-        parts = [] if values is None else keras.tree.flatten(values)
-        bad = [
-            ~np.isfinite(part.numpy().reshape(len(part), -1)).all(axis=1)
-            for part in parts
-            if part.dtype.is_floating
-        ]
-        count = np.count_nonzero(np.any(bad, axis=0))
-        if count:
-            return [
-                Finding(
-                    "nonfinite",
-                    "",
-                    "critical",
-                    0,
-                    "the batch holds NaN or infinite values, in the "
-                    f"{what} of {count} of {len(parts[0])} examples",
-                    Remedy(
-                        "clean the data: np.isfinite finds such values; leave these "
-                        "examples out, or fill in the values",
-                        "data",
-                    ),
-                )
-            ]
-    return []
 
 
 def loss_function(

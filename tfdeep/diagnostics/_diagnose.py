@@ -12,13 +12,18 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._explain import a_type, explain
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _architecture, _internals, _layer_outputs
+from tfdeep._keras import (
+    _architecture,
+    _batch_facts,
+    _internals,
+    _layer_outputs,
+    _program,
+)
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
-from tfdeep._quantities import OF_LAYERS
+from tfdeep._quantities import OF_BATCH, OF_LAYERS, OF_OUTPUTS
 from tfdeep.diagnostics._batch import (
-    bad_values,
     loss_function,
     one_batch,
     random_gradient,
@@ -29,7 +34,7 @@ from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._remedy import Remedy
-from tfdeep.diagnostics.rules import Rule
+from tfdeep.diagnostics.rules import BadInput, BadLabels, Rule
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import ModelError
 
@@ -119,20 +124,24 @@ def diagnose(
     compute_loss = loss_function(model, batch, loss, loss_weights)
     found = probe(model, batch.x, compute_loss or _random_loss(model))
     layers = _architecture.describe(model)
-    row = _row(found, layers, batch.examples)
+    pairs = _batch_facts.pairs(batch.y, found.outputs)
+    row = {**_row(found, layers), **_of_batch(batch.x, pairs)}
+    program = _program.describe(model, loss).seen(
+        [_program.seen_output(output, target) for target, output in pairs]
+    )
     recording = Recording(
-        [v.path for v in found.variables], layers, stands_for=_STEPS_IT_STANDS_FOR
+        [v.path for v in found.variables],
+        layers,
+        stands_for=_STEPS_IT_STANDS_FOR,
+        program=program,
     )
     recording.extend(row)
     recording.nonfinite_at = found.source.path
-    # Bad values in the batch spoil all that is measured: nothing else can be said.
-    findings = bad_values(batch.x, batch.y) if _is_broken(row) else []
-    findings = findings or list(_broken_losses(found))
-    findings = findings or [
-        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
-        for rule in rules
-        for s in rule.look(recording)
-    ]
+    findings = []
+    if _is_broken(row):
+        # What is wrong with the batch spoils all that is measured.
+        findings = _found([BadInput(), BadLabels()], recording)
+    findings = findings or list(_broken_losses(found)) or _found(rules, recording)
     once = {(f.kind, f.layer): f for f in reversed(findings)}
     return Diagnosis(
         model.name,
@@ -142,6 +151,26 @@ def diagnose(
         explained(list(once.values()), [layer.path for layer in layers]),
         layers,
     )
+
+
+def _found(rules: Sequence[Rule], recording: Recording) -> list[Finding]:
+    return [
+        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
+        for rule in rules
+        for s in rule.look(recording)
+    ]
+
+
+def _of_batch(x: Any, pairs: Sequence[tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """What a batch gives the model and the loss, as a recording of one step."""
+    outputs = [_batch_facts.of_output(target, output) for target, output in pairs]
+    rows = {
+        name: [float(of_one.get(name, np.nan)) for of_one in outputs]
+        for name in OF_OUTPUTS
+    }
+    batch = _batch_facts.of_batch(x)
+    rows |= {name: [float(batch.get(name, np.nan))] for name in OF_BATCH}
+    return {name: np.array([values], np.float32) for name, values in rows.items()}
 
 
 def _random_loss(model: Any) -> Callable[[Any], Any]:
@@ -174,15 +203,12 @@ def _is_broken(row: dict[str, np.ndarray]) -> bool:
     return not is_finite or bool((row["nonfinite_output"] > 0).any())
 
 
-def _row(
-    found: Probe, layers: Sequence[LayerInfo], examples: int
-) -> dict[str, np.ndarray]:
+def _row(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, np.ndarray]:
     """The numbers of a probe as a recording of one step takes them."""
     row: dict[str, Any] = {
         "loss": [float(found.loss)],
         "data_norm": _norms(found.data_gradients),
         "data_loss": [float(found.data_loss)],
-        "examples": [examples],
         **_of_variables(found),
         **_of_layers(found, layers),
     }

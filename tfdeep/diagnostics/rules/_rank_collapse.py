@@ -22,9 +22,8 @@ class RankCollapse(Rule):
     A net that has learned to separate two classes may well end in one direction, so it
     is a problem only while the loss has not fallen. Of the input, or of some
     layer below, more directions must be left. Seen with
-    `GradientMonitor(activations=True)`; a layer whose units all have equal weights is
-    seen without. Directions do not come back: where a later layer has more of them,
-    the signal goes around this one.
+    `GradientMonitor(activations=True)`. Directions do not come back: where a later
+    layer has more of them, the signal goes around this one.
 
     Args:
         rank: Effective rank (participation ratio), 1 being one direction.
@@ -47,15 +46,6 @@ class RankCollapse(Rule):
             "of its own; skip connections (keras.layers.Add) and "
             "keras.layers.LayerNormalization() keep directions apart"
         )
-        for layer in recording.layers:
-            if layer.is_symmetric and layer.units >= self.units:
-                yield Symptom(
-                    layer.path,
-                    "critical",
-                    0,
-                    "all its units start with the same weights",
-                    remedy,
-                )
         yield from _alike_positions(recording, remedy)
         if "effective_rank" not in recording:
             return
