@@ -106,3 +106,12 @@ def test_an_infinity_that_a_layer_takes_away_again_is_none():
     assert "nonfinite" not in {
         f.kind for f in tfdeep.diagnose(model, x, y, nets.LOSS).findings
     }
+
+
+def test_an_operation_between_layers_is_found_behind_one():
+    x = keras.Input((nets.INPUTS,))
+    hidden = bad(layers.Dense(8, "relu", name="before")(x))
+    model = keras.Model(x, layers.Dense(nets.CLASSES, name="after")(hidden))
+    finding = tfdeep.diagnose(model, *nets.examples(), nets.LOSS).findings[0]
+    assert (finding.kind, finding.layer) == ("nonfinite", "after")
+    assert finding.evidence.startswith("its input is NaN or infinite")

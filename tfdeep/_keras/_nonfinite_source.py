@@ -48,7 +48,7 @@ class NonFiniteSource:
             result = call(*args, **kwargs)
             if self.path is None and not _is_finite(result):
                 if _is_finite((args, kwargs)):
-                    self.path = path
+                    self.path, self.behind = path, None
                 elif self.behind is None:
                     self.behind = path
             return result

@@ -137,6 +137,7 @@ def diagnose(
     )
     recording.extend(row)
     recording.nonfinite_at = found.source.path
+    recording.nonfinite_before = found.source.behind
     findings = []
     if _is_broken(row):
         # What is wrong with the batch spoils all that is measured.

@@ -136,6 +136,8 @@ def _skipped(recording: Recording) -> Iterable[Symptom]:
 def _first_nonfinite_output(recording: Recording, step: int) -> str | None:
     if recording.nonfinite_at is not None:
         return recording.nonfinite_at
+    if recording.nonfinite_before is not None:
+        return recording.nonfinite_before
     if "nonfinite_output" not in recording:
         return None
     row = np.flatnonzero(recording.measured_steps == step)
@@ -170,6 +172,10 @@ def _evidence(
 ) -> str:
     loss = _measures.loss(recording)
     before = f"; the loss before was {loss[place - 1]:.3g}" if place else ""
+    if forward is not None and forward == recording.nonfinite_before:
+        return (
+            f"its input is NaN or infinite: what comes right before it makes it{before}"
+        )
     if forward is not None:
         return f"its output is NaN or infinite, the first to be so{before}"
     if path in overflows:
