@@ -99,7 +99,7 @@ def diagnose(
     Example:
 
     >>> model = tfdeep.models.dnn((8,), [32] * 20, 3, activation="sigmoid")
-    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.zeros(64)
+    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.arange(64) % 3
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> diagnosis = tfdeep.diagnose(model, x, y, loss)
     >>> diagnosis.findings[0].kind, diagnosis.findings[0].layer
