@@ -12,7 +12,13 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._explain import a_type, explain
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _architecture, _batch_facts, _layer_outputs, _program
+from tfdeep._keras import (
+    _architecture,
+    _batch_facts,
+    _internals,
+    _layer_outputs,
+    _program,
+)
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
@@ -64,7 +70,8 @@ def diagnose(
         x: Inputs as `model` takes them, in arrays or tensors, or a `tf.data.Dataset`
             of batches of `x`, `(x, y)` or `(x, y, sample_weight)`. Of arrays a random
             sample is used, which is the same at each call; of a dataset the first
-            batches, together. At most 256 examples are used.
+            batches, together. At most 256 examples are used; of large images fewer,
+            at least 32.
         y: The labels of `x`. Without labels, unless the model trains without, a random
             gradient goes back from the outputs, and only ratios between layers mean
             anything.
@@ -92,7 +99,7 @@ def diagnose(
     Example:
 
     >>> model = tfdeep.models.dnn((8,), [32] * 20, 3, activation="sigmoid")
-    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.zeros(64)
+    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.arange(64) % 3
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> diagnosis = tfdeep.diagnose(model, x, y, loss)
     >>> diagnosis.findings[0].kind, diagnosis.findings[0].layer
@@ -112,7 +119,8 @@ def diagnose(
             )
         )
     rules = checked("default" if rules is None else rules, "diagnose")
-    batch = one_batch(x, y, sample_weight, class_weight)
+    batch_size = _internals.batch_size(model)
+    batch = one_batch(x, y, sample_weight, class_weight, batch_size)
     compute_loss = loss_function(model, batch, loss, loss_weights)
     found = probe(model, batch.x, compute_loss or _random_loss(model))
     layers = _architecture.describe(model)
@@ -128,6 +136,8 @@ def diagnose(
         program=program,
     )
     recording.extend(row)
+    recording.nonfinite_at = found.source.path
+    recording.nonfinite_before = found.source.behind
     findings = []
     if _is_broken(row):
         # What is wrong with the batch spoils all that is measured.
@@ -171,8 +181,7 @@ def _random_loss(model: Any) -> Callable[[Any], Any]:
 
 def _broken_losses(found: Probe) -> Iterator[Finding]:
     """Finds layers of finite outputs that add NaN or infinity to the loss."""
-    outputs = [call.output.numpy() for call in found.calls.values()]
-    if not all(np.isfinite(output).all() for output in outputs):
+    if found.source.path is not None or found.source.behind is not None:
         return
     for path, value in found.added_losses.items():
         if not np.isfinite(value):

@@ -12,6 +12,8 @@ from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
+_FEWEST = 8  # examples without which nothing is said
+
 
 @dataclasses.dataclass(frozen=True)
 class RankCollapse(Rule):
@@ -76,13 +78,16 @@ class RankCollapse(Rule):
             if is_wide and now < self.rank and highest > self.below and not goes_around:
                 if layer.is_symmetric:
                     continue
+                seen = _measures.examples_of(recording, layer, recent[-1:])
+                if 0 < seen < _FEWEST:
+                    continue  # so few examples have few directions
                 above = np.flatnonzero(~(ranks[:, i] < self.rank))
                 first = min(int(above[-1]) + 1 if len(above) else 0, len(ranks) - 1)
                 yield Symptom(
                     layer.path,
                     "warning",
                     int(recording.measured_steps[first]),
-                    _evidence(layer.units, now, highest),
+                    _evidence(layer.units, now, highest) + _measures.on_examples(seen),
                     remedy,
                 )
             highest = max(highest, now)
