@@ -23,7 +23,7 @@ def test_each_one_says_what_it_is(quantity):
 
 
 def test_which_steps_count_as_measured():
-    assert set(EACH_STEP) == {"norm", "clipped_norm", "loss"}
+    assert set(EACH_STEP) == {"norm", "clipped_norm", "loss", "data_loss"}
     assert not any(map(is_measured, (*EACH_STEP, "is_frozen")))
     assert is_measured("mean") and is_measured("a quantity of your own")
 
@@ -42,7 +42,7 @@ def test_the_table_lists_all_that_a_monitor_records():
 
 def test_the_columns_of_a_quantity():
     recording = tfdeep.diagnostics.Recording(["a/kernel", "a/bias"])
-    columns = {Of.NET: 1, Of.VARIABLE: 2, Of.LAYER: 0}
+    columns = {Of.NET: 1, Of.VARIABLE: 2, Of.LAYER: 0, Of.OUTPUT: 0}
     for quantity in QUANTITIES:
         is_derived = quantity.when is When.DERIVED
         expected = None if is_derived else columns[quantity.of]

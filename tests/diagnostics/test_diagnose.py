@@ -83,10 +83,12 @@ def test_a_gradient_whose_norm_overflows_is_too_large():
         [layers.Dense(64, "relu", kernel_initializer=wide) for _ in range(30)]
         + [layers.Dense(nets.CLASSES)]
     )
-    first = tfdeep.diagnose(model, *batch(), nets.LOSS).findings[0]
-    assert first.kind == "nonfinite"
+    findings = tfdeep.diagnose(model, *batch(), nets.LOSS).findings
+    assert findings[0].kind == "poor_initialization"
+    first = next(f for f in findings if f.kind == "nonfinite")
+    assert first.explained_by == findings[0].place
     assert "too large for float32: its largest entry is " in first.evidence
-    assert first.remedy.startswith("keras.initializers.HeNormal()")
+    assert first.remedy.text.startswith("keras.initializers.HeNormal()")
 
 
 class TestABatchThatHoldsNaN:
@@ -97,20 +99,22 @@ class TestABatchThatHoldsNaN:
         x[[3, 7, 7], [0, 1, 2]] = value
         diagnosis = tfdeep.diagnose(dnn(), x, y if labels else None, nets.LOSS)
         (finding,) = diagnosis.findings
-        assert (finding.kind, finding.layer) == ("nonfinite", "")
+        assert (finding.kind, finding.layer) == ("bad_input", "")
         assert finding.severity == "critical"
         assert finding.evidence == (
-            "the batch holds NaN or infinite values, in the inputs of 2 of 64 examples"
+            "NaN or infinite inputs in 2 of 64 examples of batch 0, the first at "
+            "feature 0"
         )
-        assert finding.remedy.startswith("clean the data")
-        assert "nonfinite at the net" in str(diagnosis)
+        assert finding.remedy.text.startswith("clean the data")
+        assert "bad_input at the net" in str(diagnosis)
 
     def test_the_labels_are_named(self):
         model = keras.Sequential([keras.Input((nets.INPUTS,)), layers.Dense(1)])
         x, y = batch()[0], np.zeros((64, 1))
         y[5] = np.nan
         (finding,) = tfdeep.diagnose(model, x, y, "mse").findings
-        assert "in the labels of 1 of 64 examples" in finding.evidence
+        assert finding.kind == "bad_labels"
+        assert "targets in 1 of 64 examples" in finding.evidence
 
     def test_of_several_inputs_one_is_enough(self):
         a, b = keras.Input((3,)), keras.Input((2,), dtype="int32")
@@ -118,7 +122,7 @@ class TestABatchThatHoldsNaN:
         model = keras.Model([a, b], layers.Dense(1)(x))
         inputs = [np.full((8, 3), np.nan), np.zeros((8, 2), "int32")]
         (finding,) = tfdeep.diagnose(model, inputs, np.zeros((8, 1)), "mse").findings
-        assert "in the inputs of 8 of 8 examples" in finding.evidence
+        assert "inputs in 8 of 8 examples" in finding.evidence
 
     def test_a_model_that_fills_them_in_is_well(self):
         class FillIn(layers.Layer):

@@ -7,8 +7,8 @@ import pytest
 
 import tfdeep
 from tfdeep._keras._architecture import LayerInfo
-from tfdeep.diagnostics import Finding, Recording, rules
-from tfdeep.diagnostics._examiner import Examiner, in_order
+from tfdeep.diagnostics import Recording, rules
+from tfdeep.diagnostics._examiner import Examiner
 
 STEPS = 60
 TENTH = np.arange(STEPS) % 10 == 0
@@ -126,7 +126,7 @@ def test_vanishing():
     finding = run.examine()[0]
     assert finding.severity == "warning"
     assert "times smaller than that of outputs" in finding.evidence
-    assert "keras.initializers.HeNormal()" in finding.remedy
+    assert "keras.initializers.HeNormal()" in finding.remedy.text
 
 
 def test_gradients_that_are_small_everywhere_do_not_vanish():
@@ -139,7 +139,7 @@ def test_a_gradient_that_goes_around_a_layer_does_not_vanish():
 
 def test_one_sudden_drop_is_told_from_a_steady_one():
     run = Run().set("norm", [0, 1, 2, 3], 1e-8)
-    assert "check what lies between hidden2 and hidden3" in run.examine()[0].remedy
+    assert "check what lies between hidden2 and hidden3" in run.examine()[0].remedy.text
 
 
 def test_exploding_toward_the_input():
@@ -172,7 +172,7 @@ class TestNonFinite:
         found = [f for f in run.examine() if f.kind == "nonfinite"]
         assert [f.layer for f in found] == ["hidden1", "hidden2"]
         assert {f.first_step for f in found} == {30}
-        assert "add an epsilon" in found[0].remedy
+        assert "add an epsilon" in found[0].remedy.text
 
     def test_the_first_output_is_named_where_outputs_are_seen(self):
         run = Run().with_activations()
@@ -193,8 +193,8 @@ class TestNonFinite:
                 finding.evidence
             )
             assert "NaN" not in finding.evidence
-            assert finding.remedy.startswith("keras.initializers.HeNormal()")
-            assert "epsilon" not in finding.remedy
+            assert finding.remedy.text.startswith("keras.initializers.HeNormal()")
+            assert "epsilon" not in finding.remedy.text
         # Below the cause the entries themselves may be infinite.
         run.set("nonfinite_count", [0, 1], 7.0, slice(30, 31))
         first, second = (f for f in run.examine() if f.kind == "nonfinite")
@@ -202,7 +202,7 @@ class TestNonFinite:
         assert "too large for float32" in second.evidence
         assert first.remedy == second.remedy
         run.set("nonfinite_count", [2, 3], 7.0, slice(30, 31))
-        assert "add an epsilon" in run.examine()[0].remedy
+        assert "add an epsilon" in run.examine()[0].remedy.text
 
     def test_what_loss_scaling_skips_is_none(self):
         run = Run()
@@ -264,7 +264,7 @@ class TestNoGradient:
     def test_a_loss_of_zero_from_the_first_step_on_is_no_success(self):
         found = Run().set("norm", range(8), 0.0).set("loss", [0], 0.0).examine()
         assert [(f.kind, f.layer) for f in found] == [("no_gradient", "")]
-        assert "sample_weight" in found[0].remedy
+        assert "sample_weight" in found[0].remedy.text
 
     def test_a_bias_without_gradient_is_no_illness(self):
         assert Run().set("norm", [3], 0.0).kinds() == set()
@@ -304,7 +304,7 @@ def test_frozen_but_trained():
     (finding,) = run.examine()
     assert (finding.kind, finding.layer) == ("frozen_but_trained", "hidden2")
     assert finding.first_step == 20
-    assert "tfdeep.freeze" in finding.remedy
+    assert "tfdeep.freeze" in finding.remedy.text
 
 
 def test_frozen_in_time_is_no_illness():
@@ -324,7 +324,7 @@ class TestDeadUnits:
         assert (finding.kind, finding.layer) == ("dead_units", "hidden2")
         assert (finding.severity, finding.first_step) == ("critical", 30)
         assert "96% of units dead" in finding.evidence
-        assert "a tenth of the learning rate" in finding.remedy
+        assert "a tenth of the learning rate" in finding.remedy.text
 
     def test_by_the_gradient_of_the_bias(self):
         run = Run().set("silent_fraction", [3], 0.96)
@@ -404,8 +404,8 @@ class TestPoorInitialization:
         run.layer("hidden3", gain=9.0)
         run.layer("outputs", gain=1.4)
         found = [f for f in run.examine() if f.layer == "outputs"]
-        assert "BatchNormalization" in found[0].remedy
-        assert "HeNormal" not in found[0].remedy
+        assert "BatchNormalization" in found[0].remedy.text
+        assert "HeNormal" not in found[0].remedy.text
 
     def test_zero_weights_that_learn_are_a_way_to_start(self):
         assert Run().layer("outputs", gain=0.0).kinds() == set()
@@ -460,7 +460,7 @@ def test_a_narrow_gate_has_a_low_rank_by_design():
 
 def test_equal_units_are_seen_without_activations():
     run = Run().layer("hidden2", is_symmetric=True).set("loss", [0], 2.3)
-    assert run.kinds() == {("rank_collapse", "hidden2")}
+    assert run.kinds() == {("equal_units", "hidden2")}
 
 
 def test_updates_that_are_too_large_count_while_the_loss_does_not_fall():
@@ -531,22 +531,6 @@ class TestHysteresis:
             assert len(Run().examine([AtSteps(seen)])) == times
 
 
-def test_the_gravest_come_first_then_the_earliest():
-    def finding(kind, layer, severity, step):
-        return Finding(kind, layer, severity, step, "", "")
-
-    wanted = [
-        finding("poor_initialization", "b", "critical", 0),
-        finding("dead_units", "a", "critical", 50),
-        finding("dead_units", "b", "critical", 10),  # a kind stays together
-        finding("loss_spike", "", "critical", 20),
-        finding("input_scale", "a", "warning", 0),
-        finding("rank_collapse", "c", "warning", 0),
-    ]
-    assert in_order(wanted[::-1], "abc") == wanted
-    assert in_order(sorted(wanted, key=lambda f: f.kind), "abc") == wanted
-
-
 def test_thresholds_are_the_fields_of_a_rule():
     run = Run().set("norm", [0, 1], 1e-2)
     assert run.examine([rules.VanishingGradient()]) == []
@@ -555,6 +539,4 @@ def test_thresholds_are_the_fields_of_a_rule():
 
 def test_there_is_one_rule_of_each_kind():
     kinds = [rule.kind for rule in rules.default_rules()]
-    assert len(set(kinds)) == len(kinds) == 14
-    documented = tfdeep.diagnostics.Finding.__doc__
-    assert all(f'"{kind}"' in documented for kind in kinds)
+    assert kinds == list(tfdeep.diagnostics.KINDS)

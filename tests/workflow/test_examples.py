@@ -36,7 +36,7 @@ def test_a_net_that_does_not_train_is_mended_by_what_the_monitor_says():
     assert losses[-1] > 2.2  # ten equal probabilities have 2.303
     first = sick.findings[0]
     assert (first.kind, first.layer) == ("vanishing_gradient", "hidden1")
-    assert 'activation="relu" with keras.initializers.HeNormal()' in first.remedy
+    assert 'activation="relu" with keras.initializers.HeNormal()' in first.remedy.text
     mended, losses = sick_layers.train("relu", normalization=False, epochs=4)
     assert losses[-1] < 1.3
     assert mended.findings == ()

@@ -344,3 +344,13 @@ def own_losses(layer: Any) -> list[Any]:
 def clear_losses(model: Any) -> None:
     """Forgets what the layers of a model added to the loss."""
     model._clear_losses()
+
+
+def batch_size(model: Any) -> int | None:
+    """The number of examples that a model asks for; None if it takes any."""
+    try:
+        inputs = model.inputs or []
+    except (AttributeError, ValueError):  # a model without a graph, or not built yet
+        return None
+    sizes = [tensor.shape[0] for tensor in inputs if tensor.shape]
+    return next((size for size in sizes if size is not None), None)

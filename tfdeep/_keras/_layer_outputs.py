@@ -75,13 +75,18 @@ def sample(tensor: Any, axis: int = -1) -> tf.Tensor:
     units = x.shape[-1] or 1
     inner = x.shape[1:-1]
     places = math.prod(inner) if inner.is_fully_defined() else 1
-    examples = max(min(_SAMPLE // units, _MOST_EXAMPLES), 8)
+    examples = most_examples(units)
     x = x[:examples]
     # Neighbors in an image say the same twice; take every k-th of a row.
     stride = max(math.ceil(places * examples * units / _SAMPLE), 1)
     if inner.rank:
         x = tf.reshape(x, [tf.shape(x)[0], -1, units])[:, ::stride]
     return tf.reshape(x, [-1, units])
+
+
+def most_examples(units: int) -> int:
+    """How many examples of a batch a sample holds, at most."""
+    return max(min(_SAMPLE // max(units, 1), _MOST_EXAMPLES), 8)
 
 
 def is_flat(activation: Any, before: tf.Tensor) -> tf.Tensor:

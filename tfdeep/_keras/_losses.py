@@ -113,15 +113,14 @@ _OFTEN_WRAPPED = (
 )
 
 
-def losses_of(model: Any, outputs: int) -> list[Loss]:
-    """What is known of the loss of each output of a model that is compiled.
+def losses_of(given: Any, names: Sequence[str] | None, outputs: int) -> list[Loss]:
+    """What is known of the loss of each output of a model.
 
     Args:
-        model: A model.
-        outputs: How many outputs it has.
+        given: The losses as `compile` takes them.
+        names: The names of the outputs, if they have any.
+        outputs: How many there are.
     """
-    given = getattr(model, "loss", None)
-    names = getattr(model, "output_names", None)
     if isinstance(given, dict) and names and set(given).issubset(names):
         given = [given.get(name) for name in names]
     if isinstance(given, (list, tuple, dict)):
@@ -205,8 +204,3 @@ def _mean(function: Any, targets: np.ndarray, predictions: np.ndarray) -> float:
         return float(np.mean(keras.ops.convert_to_numpy(value)))
     except Exception:  # the function is the user's, and made for other numbers
         return math.nan
-
-
-def check_exports() -> Sequence[str]:
-    """The names in the table that this Keras does not have."""
-    return [name for name in _KNOWN if not hasattr(keras.losses, name)]

@@ -16,6 +16,7 @@ from tfdeep._core._explain import explain
 from tfdeep._core._gradients import Gradient
 from tfdeep._keras import _architecture, _internals, _optimizers, _variables, _walk
 from tfdeep._keras._layer_calls import LayerCall, LayerCalls
+from tfdeep._keras._nonfinite_source import NonFiniteSource
 from tfdeep._keras._variables import ModelVariable
 from tfdeep.errors import DataError, ModelError
 
@@ -36,8 +37,10 @@ class Probe:
         data_gradients: The same of the loss without the penalties on weights.
         added_losses: What each layer adds to the loss, by path: penalties on its
             weights or outputs, and what it gave to `add_loss`.
+        source: Where the first NaN or infinity comes from.
         calls: The last call of each layer that computes floats, in order, by path.
         output_gradients: The gradient of each call's output, by path.
+        outputs: What the model made of the batch.
     """
 
     loss: tf.Tensor
@@ -46,8 +49,10 @@ class Probe:
     gradients: list[Gradient | None]
     data_gradients: list[Gradient | None]
     added_losses: dict[str, float]
+    source: NonFiniteSource
     calls: dict[str, LayerCall]
     output_gradients: dict[str, Gradient | None]
+    outputs: Any
 
 
 def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
@@ -69,9 +74,11 @@ def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
     """
     _build(model, x)
     layer_calls = LayerCalls(_architecture.layers_of(model))
+    source = NonFiniteSource()
     with _state_kept(model):
         with tf.GradientTape(persistent=True) as tape, layer_calls.watching():
-            outputs = _call(model, x, training=True)
+            with source.watching(model):
+                outputs = _call(model, x, training=True)
             loss = data_loss = compute_loss(outputs)
             penalized = [v for v in model.trainable_weights if v.regularizer]
             if penalized:
@@ -98,8 +105,10 @@ def probe(model: Any, x: Any, compute_loss: Callable[[Any], Any]) -> Probe:
         gradients,
         data_gradients,
         added_losses,
+        source,
         calls,
         of_outputs,
+        outputs,
     )
 
 

@@ -117,12 +117,17 @@ class Program:
         )
 
 
-def describe(model: Any) -> Program:
-    """Describes how a built model is trained; changes and computes nothing."""
+def describe(model: Any, loss: Any = None) -> Program:
+    """Describes how a built model is trained; changes and computes nothing.
+
+    Args:
+        model: The model.
+        loss: What it is trained with, in place of what it was compiled with.
+    """
     found, ends = calls(model) if _graph.is_graph(model) else ([], [])
     listed = _architecture.layers_of(model)
     return Program(
-        outputs=_outputs(model, ends, listed),
+        outputs=_outputs(model, ends, listed, loss),
         **_of_optimizer(getattr(model, "optimizer", None)),
         dropouts=tuple(
             (path, float(layer.rate))
@@ -174,12 +179,14 @@ def _of_optimizer(optimizer: Any) -> dict[str, Any]:
 # Outputs.
 
 
-def _outputs(model: Any, ends: Sequence[Call], listed: Any) -> tuple[Output, ...]:
+def _outputs(
+    model: Any, ends: Sequence[Call], listed: Any, loss: Any
+) -> tuple[Output, ...]:
+    given = getattr(model, "loss", None) if loss is None else loss
+    names = getattr(model, "output_names", None)
+    losses = _losses.losses_of(given, names, max(len(ends), 1))
     if not ends:
-        last = next(reversed(listed), "")
-        losses = _losses.losses_of(model, 1)
-        return (Output(layer=last, loss=losses[0]),)
-    losses = _losses.losses_of(model, len(ends))
+        return (Output(layer=next(reversed(listed), ""), loss=losses[0]),)
     return tuple(
         _output(call, loss, listed) for call, loss in zip(ends, losses, strict=True)
     )

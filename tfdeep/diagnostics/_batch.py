@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,12 @@ import tensorflow as tf
 
 from tfdeep._core._explain import a_type, explain, listing
 from tfdeep._keras import _internals
-from tfdeep.diagnostics._finding import Finding
-from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.errors import DataError, InvalidArgumentError
 
+# A step on 256 images of 150 pixels takes many seconds, and shows no more.
 _MOST_EXAMPLES = 256
+_FEWEST_EXAMPLES = 32
+_MOST_ENTRIES = 2**20  # of inputs that have places, as images and sequences do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,20 @@ _FIELDS = dataclasses.fields(Batch)
 
 
 def one_batch(
-    x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    batch_size: int | None = None,
 ) -> Batch:
     """The inputs, labels and weights of up to 256 examples as tensors.
+
+    Args:
+        x: The inputs, or a dataset.
+        y: The labels.
+        sample_weight: How much each example counts.
+        class_weight: How much the examples of each class count.
+        batch_size: The number of examples that the model asks for, if it does.
 
     Raises:
         DataError: If they are no batch.
@@ -59,15 +72,24 @@ def one_batch(
     """
     batch = Batch(x, y, sample_weight)
     if isinstance(x, tf.data.Dataset):
-        batch = _of_dataset(batch)
+        batch = _of_dataset(batch, batch_size)
     _check_counts(batch.parts)
-    batch = Batch(**{n: _sample(n, values) for n, values in batch.parts.items()})
+    most = batch_size or _most_examples(batch.x)
+    batch = Batch(**{n: _sample(n, part, most) for n, part in batch.parts.items()})
     if class_weight is None:
         return batch
     return dataclasses.replace(batch, sample_weight=_by_class(batch, class_weight))
 
 
-def _of_dataset(given: Batch) -> Batch:
+def _most_examples(x: Any) -> int:
+    """How many examples are used: fewer where each of them is large."""
+    shapes = [tuple(part.shape) for part in keras.tree.flatten(x)]
+    entries: int = sum(math.prod(shape[1:]) for shape in shapes if len(shape) > 2)
+    fitting = _MOST_ENTRIES // int(max(entries, 1))
+    return min(max(fitting, _FEWEST_EXAMPLES), _MOST_EXAMPLES)
+
+
+def _of_dataset(given: Batch, batch_size: int | None) -> Batch:
     """The first batches of a dataset, together; labels given beside it replace its."""
     found: list[Batch] = []
     for element in given.x:
@@ -76,7 +98,8 @@ def _of_dataset(given: Batch) -> Batch:
             break
         found.append(batch)
         _check_counts(batch.parts)
-        is_enough = sum(b.examples for b in found) >= _MOST_EXAMPLES
+        most = batch_size or _most_examples(batch.x)
+        is_enough = sum(b.examples for b in found) >= most
         if is_enough or {"y", "sample_weight"} & given.parts.keys():
             break
     if not found:
@@ -160,11 +183,11 @@ def _counts(name: str, values: Any) -> list[int]:
     return sorted(set(counts))
 
 
-def _sample(name: str, values: Any) -> Any:
+def _sample(name: str, values: Any, most: int) -> Any:
     """The same examples of each array: a random sample, for data may be sorted."""
 
     def of_part(part: Any) -> Any:
-        rows = _rows(part.shape[0])
+        rows = _rows(part.shape[0], most)
         try:
             if isinstance(part, np.ndarray):  # it may be a large file
                 tensor = tf.convert_to_tensor(part if rows is None else part[rows])
@@ -182,12 +205,12 @@ def _sample(name: str, values: Any) -> Any:
     )
 
 
-def _rows(count: int) -> np.ndarray | None:
+def _rows(count: int, most: int) -> np.ndarray | None:
     """The rows of the sample; None if all are."""
-    if count <= _MOST_EXAMPLES:
+    if count <= most:
         return None
     rng = np.random.default_rng(0)
-    return np.sort(rng.choice(count, _MOST_EXAMPLES, replace=False))
+    return np.sort(rng.choice(count, most, replace=False))
 
 
 def _not_a_batch(name: str, values: Any, part: Any) -> DataError:
@@ -207,35 +230,6 @@ def _not_a_batch(name: str, values: Any, part: Any) -> DataError:
             "array of a list; nothing was changed",
         )
     )
-
-
-def bad_values(x: Any, y: Any) -> list[Finding]:
-    """Finds NaN and infinity in the inputs, or else in the labels."""
-    for values, what in ((x, "inputs"), (y, "labels")):
-        parts = [] if values is None else keras.tree.flatten(values)
-        bad = [
-            ~np.isfinite(part.numpy().reshape(len(part), -1)).all(axis=1)
-            for part in parts
-            if part.dtype.is_floating
-        ]
-        count = np.count_nonzero(np.any(bad, axis=0))
-        if count:
-            return [
-                Finding(
-                    "nonfinite",
-                    "",
-                    "critical",
-                    0,
-                    "the batch holds NaN or infinite values, in the "
-                    f"{what} of {count} of {len(parts[0])} examples",
-                    Remedy(
-                        "clean the data: np.isfinite finds such values; leave these "
-                        "examples out, or fill in the values",
-                        "data",
-                    ),
-                )
-            ]
-    return []
 
 
 def loss_function(

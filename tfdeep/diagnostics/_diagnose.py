@@ -12,13 +12,18 @@ import tensorflow as tf
 from tfdeep._core import _gradients
 from tfdeep._core._explain import a_type, explain
 from tfdeep._core._gradients import Gradient
-from tfdeep._keras import _architecture, _layer_outputs
+from tfdeep._keras import (
+    _architecture,
+    _batch_facts,
+    _internals,
+    _layer_outputs,
+    _program,
+)
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
-from tfdeep._quantities import OF_LAYERS
+from tfdeep._quantities import OF_BATCH, OF_LAYERS, OF_OUTPUTS
 from tfdeep.diagnostics._batch import (
-    bad_values,
     loss_function,
     one_batch,
     random_gradient,
@@ -29,7 +34,7 @@ from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._remedy import Remedy
-from tfdeep.diagnostics.rules import Rule
+from tfdeep.diagnostics.rules import BadInput, BadLabels, Rule
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import ModelError
 
@@ -65,7 +70,8 @@ def diagnose(
         x: Inputs as `model` takes them, in arrays or tensors, or a `tf.data.Dataset`
             of batches of `x`, `(x, y)` or `(x, y, sample_weight)`. Of arrays a random
             sample is used, which is the same at each call; of a dataset the first
-            batches, together. At most 256 examples are used.
+            batches, together. At most 256 examples are used; of large images fewer,
+            at least 32.
         y: The labels of `x`. Without labels, unless the model trains without, a random
             gradient goes back from the outputs, and only ratios between layers mean
             anything.
@@ -93,7 +99,7 @@ def diagnose(
     Example:
 
     >>> model = tfdeep.models.dnn((8,), [32] * 20, 3, activation="sigmoid")
-    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.zeros(64)
+    >>> x, y = np.random.default_rng(0).normal(size=(64, 8)), np.arange(64) % 3
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> diagnosis = tfdeep.diagnose(model, x, y, loss)
     >>> diagnosis.findings[0].kind, diagnosis.findings[0].layer
@@ -113,23 +119,30 @@ def diagnose(
             )
         )
     rules = checked("default" if rules is None else rules, "diagnose")
-    batch = one_batch(x, y, sample_weight, class_weight)
+    batch_size = _internals.batch_size(model)
+    batch = one_batch(x, y, sample_weight, class_weight, batch_size)
     compute_loss = loss_function(model, batch, loss, loss_weights)
     found = probe(model, batch.x, compute_loss or _random_loss(model))
     layers = _architecture.describe(model)
-    row = _row(found, layers)
+    pairs = _batch_facts.pairs(batch.y, found.outputs)
+    row = {**_row(found, layers), **_of_batch(batch.x, pairs)}
+    program = _program.describe(model, loss).seen(
+        [_program.seen_output(output, target) for target, output in pairs]
+    )
     recording = Recording(
-        [v.path for v in found.variables], layers, stands_for=_STEPS_IT_STANDS_FOR
+        [v.path for v in found.variables],
+        layers,
+        stands_for=_STEPS_IT_STANDS_FOR,
+        program=program,
     )
     recording.extend(row)
-    # Bad values in the batch spoil all that is measured: nothing else can be said.
-    findings = bad_values(batch.x, batch.y) if _is_broken(row) else []
-    findings = findings or list(_broken_losses(found))
-    findings = findings or [
-        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
-        for rule in rules
-        for s in rule.look(recording)
-    ]
+    recording.nonfinite_at = found.source.path
+    recording.nonfinite_before = found.source.behind
+    findings = []
+    if _is_broken(row):
+        # What is wrong with the batch spoils all that is measured.
+        findings = _found([BadInput(), BadLabels()], recording)
+    findings = findings or list(_broken_losses(found)) or _found(rules, recording)
     once = {(f.kind, f.layer): f for f in reversed(findings)}
     return Diagnosis(
         model.name,
@@ -141,6 +154,26 @@ def diagnose(
     )
 
 
+def _found(rules: Sequence[Rule], recording: Recording) -> list[Finding]:
+    return [
+        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
+        for rule in rules
+        for s in rule.look(recording)
+    ]
+
+
+def _of_batch(x: Any, pairs: Sequence[tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """What a batch gives the model and the loss, as a recording of one step."""
+    outputs = [_batch_facts.of_output(target, output) for target, output in pairs]
+    rows = {
+        name: [float(of_one.get(name, np.nan)) for of_one in outputs]
+        for name in OF_OUTPUTS
+    }
+    batch = _batch_facts.of_batch(x)
+    rows |= {name: [float(batch.get(name, np.nan))] for name in OF_BATCH}
+    return {name: np.array([values], np.float32) for name, values in rows.items()}
+
+
 def _random_loss(model: Any) -> Callable[[Any], Any]:
     """A loss with a random gradient, and with the penalties of the model."""
     return lambda outputs: random_gradient(outputs) + sum_of_losses(model)
@@ -148,8 +181,7 @@ def _random_loss(model: Any) -> Callable[[Any], Any]:
 
 def _broken_losses(found: Probe) -> Iterator[Finding]:
     """Finds layers of finite outputs that add NaN or infinity to the loss."""
-    outputs = [call.output.numpy() for call in found.calls.values()]
-    if not all(np.isfinite(output).all() for output in outputs):
+    if found.source.path is not None or found.source.behind is not None:
         return
     for path, value in found.added_losses.items():
         if not np.isfinite(value):

@@ -35,7 +35,8 @@ _USUAL_RATIOS = (1e-4, 1e-2)
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
 # One shape a kind, the same in every figure; your own rules share the last.
-_MARKERS = dict(zip(KINDS, itertools.cycle("ovsD^P*X<>dphH"), strict=False))
+_STARS = ((points, 1, 0) for points in itertools.count(5))
+_MARKERS = dict(zip(KINDS, itertools.chain("ovsD^P*X<>dphH8", _STARS), strict=False))
 _OWN_MARKER = (4, 1, 0)  # a star of four points
 
 

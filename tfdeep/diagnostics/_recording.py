@@ -33,6 +33,10 @@ class Recording:
 
     Attributes:
         epochs: The number of steps at the end of each epoch, and its logs.
+        nonfinite_at: Path of the layer that made the first NaN or infinity, be it one
+            that is not listed in `layers`; None if it is not known.
+        nonfinite_before: If no layer made it, path of the first layer that got it as
+            its input; None if it is not known.
         total_steps: How many steps were recorded, kept or not.
         memo: Results that the rules share; emptied when steps are added.
     """
@@ -50,6 +54,8 @@ class Recording:
         self.stands_for = stands_for
         self.program = program or Program()
         self.epochs: list[tuple[int, dict[str, float]]] = []
+        self.nonfinite_at: str | None = None
+        self.nonfinite_before: str | None = None
         self.total_steps = 0
         self.memo: dict[Any, Any] = {}
         self._index()

@@ -55,8 +55,8 @@ class BadLabels(Rule):
         if not targets.nonfinite:
             return None
         return (
-            f"NaN or infinite targets in {targets.nonfinite:.0%} of the examples of a "
-            "batch",
+            f"NaN or infinite targets in {targets.nonfinite:.0f} of "
+            f"{targets.of_examples:.0f} examples of batch {targets.step}",
             Remedy(
                 "clean the targets: `np.isfinite(y)` finds such values. Leave these "
                 "examples out",
@@ -168,7 +168,11 @@ class _Targets:
 
         self.low = float(values("min").min(initial=np.inf))
         self.high = float(values("max").max(initial=-np.inf))
-        self.nonfinite = float(values("nonfinite").max(initial=0))
+        bad = _measures.of_output(recording, "target_nonfinite", i)
+        place = int(np.nan_to_num(bad).argmax()) if len(bad) else 0
+        self.step = int(recording.measured_steps[place])
+        self.of_examples = float(recording["examples"][place, 0])
+        self.nonfinite = float(np.nan_to_num(bad).max(initial=0)) * self.of_examples
         self.fractional = float(values("fractional").max(initial=0))
         self.largest_sum = float(values("sum_max").max(initial=-np.inf))
         self.inner_spread = float(values("inner_spread").max(initial=0))

@@ -14,6 +14,9 @@ from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
+_IN_A_ROW = 5  # measured steps at which a dead unit was not active
+_FEWEST = 16  # examples without which nothing is said
+
 
 @dataclasses.dataclass(frozen=True)
 class DeadUnits(Rule):
@@ -22,7 +25,8 @@ class DeadUnits(Rule):
     For ReLU and related activations. Without `GradientMonitor(activations=True)` a unit
     counts as dead if its bias had no gradient in that time, as long as layers above
     have one. Sparse activity is not a problem: a unit that is active on one example in
-    a hundred is alive.
+    a hundred is alive. Fewer than a hundred examples in that time show only layers of
+    which at least nine units in ten are dead, and fewer than sixteen show nothing.
 
     Args:
         fraction: Fraction of the units. Healthy nets of the gym stay below 0.3.
@@ -50,14 +54,18 @@ class DeadUnits(Rule):
                 wholly_dead.add(layer.path)
             if layer.inputs and wholly_dead.issuperset(layer.inputs):
                 continue  # its inputs are all zero
+            seen = self._examples(recording, layer)
+            few = 0 < seen < _enough(layer)
+            if 0 < seen < _FEWEST or (few and dead[-1] < 0.9):
+                continue  # a unit may be active on an example in a hundred
             alive = np.flatnonzero(~(dead >= self._limit(layer)))
             first = int(alive[-1]) + 1 if len(alive) else 0
             step = int(recording.measured_steps[min(first, len(dead) - 1)])
             yield Symptom(
                 layer.path,
-                "critical" if dead[-1] >= 0.9 else "warning",
+                "critical" if dead[-1] >= 0.9 and not few else "warning",
                 step,
-                f"{dead[-1]:.0%} of units dead",
+                _evidence(float(dead[-1]), seen),
                 _remedy(recording, step),
             )
 
@@ -67,6 +75,12 @@ class DeadUnits(Rule):
         noise = np.sqrt(chance * (1 - chance) / max(layer.units, 1))
         by_chance = chance + 3 * noise if layer.units else 0.0
         return float(min(max(self.fraction, by_chance), 1.0))
+
+    def _examples(self, recording: Recording, layer: LayerInfo) -> int:
+        """On how many examples none of its dead units was active; 0 if unknown."""
+        rows = _measures.measured_lately(recording, _IN_A_ROW)
+        is_measured = "inactive_fraction" in recording
+        return _measures.examples_of(recording, layer if is_measured else None, rows)
 
     def _activation(self, recording: Recording, layer: LayerInfo) -> str:
         """Its own activation; without recorded activations, also the one after it."""
@@ -87,6 +101,16 @@ class DeadUnits(Rule):
         silent = np.asarray(recording["silent_fraction"][:, column])
         is_dead = (silent[-1:] >= self._limit(layer)).any()
         return silent if is_dead and _is_its_own(recording, layer) else None
+
+
+def _enough(layer: LayerInfo) -> int:
+    """How many examples show that a unit is dead; an image shows it many places."""
+    return _FEWEST if "Conv" in layer.kind else 100
+
+
+def _evidence(dead: float, seen: int) -> str:
+    found = f"{dead:.0%} of units dead"
+    return f"{found}: not active on any of {seen} examples" if seen else found
 
 
 def _is_its_own(recording: Recording, layer: LayerInfo) -> bool:

@@ -60,10 +60,12 @@ class InputScale(Rule):
             return
         size = float(np.hypot(offset, spread))
         found = f"inputs of mean {offset:.2g} and standard deviation {spread:.2g}"
+        seen = _measures.examples_of(recording, None, slice(10))
+        on_examples = _measures.on_examples(seen)
         if size > self.magnitude or (offset > self.offset * spread and offset > 1):
-            evidence = f"it gets {found}"
+            evidence = f"it gets {found}{on_examples}"
         elif 0 < size * np.sqrt(max(layer.fan_in, 1)) < self.length:
-            evidence = f"it gets {found}, almost zero"
+            evidence = f"it gets {found}, almost zero{on_examples}"
         else:
             return
         yield Symptom(

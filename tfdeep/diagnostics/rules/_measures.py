@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tfdeep._keras import _layer_outputs
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._remedy import Remedy
@@ -329,6 +330,34 @@ def examples(recording: Recording) -> float:
     if "examples" not in recording:
         return 0.0
     return float(np.nansum(recording["examples"][:, 0]))
+
+
+def examples_of(
+    recording: Recording, layer: LayerInfo | None, rows: slice | np.ndarray
+) -> int:
+    """On how many examples these rows of the measured steps rest; 0 if unknown.
+
+    Args:
+        recording: The recording.
+        layer: The layer whose outputs were measured, of a sample of each batch; None
+            if whole batches were.
+        rows: The rows.
+    """
+    if "examples" not in recording:
+        return 0
+    count = np.nan_to_num(recording["examples"][rows, 0])
+    if layer is not None:
+        count = np.minimum(count, _layer_outputs.most_examples(layer.units))
+    return int(count.sum())
+
+
+def on_examples(count: int) -> str:
+    """The end of a statement that rests on so many examples.
+
+    >>> on_examples(32), on_examples(0)
+    (', on 32 examples', '')
+    """
+    return f", on {count} example{'s' if count > 1 else ''}" if count else ""
 
 
 @memoized

@@ -43,8 +43,8 @@ class NonFinite(Rule):
     is, it came with the forward pass: with `GradientMonitor(activations=True)` the
     first layer with such an output is known, without it all are named. If all entries
     are finite and only their norm is not, the gradient is too large for float32. Single
-    steps that a `LossScaleOptimizer` skips are normal; twenty in a row are not, as it
-    halves the scale at each.
+    steps that a `LossScaleOptimizer` skips are normal as long as the loss is finite;
+    twenty in a row are not, as it halves the scale at each.
     """
 
     kind: ClassVar[str] = "nonfinite"
@@ -53,6 +53,10 @@ class NonFinite(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         norm = recording["norm"]
         steps = np.flatnonzero(np.isinf(norm).any(axis=1))
+        lost = np.flatnonzero(_is_lost(recording))
+        if len(lost) and not (len(steps) and steps[0] <= lost[0]):
+            yield _of_loss(recording, int(lost[0]))
+            return
         if not len(steps):
             yield from _skipped(recording)
             return
@@ -85,6 +89,31 @@ class NonFinite(Rule):
             )
 
 
+def _is_lost(recording: Recording) -> np.ndarray:
+    """Of each kept step, whether its loss is known not to be finite."""
+    loss = _measures.loss(recording)
+    # NaN stands for what was not recorded, too.
+    is_known = ~np.isnan(recording["norm"]).all(axis=1)
+    is_known &= bool(np.isfinite(loss).any())
+    if "examples" in recording:
+        is_known |= ~np.isnan(recording.at_steps("examples")[:, 0])
+    return np.asarray(np.isinf(loss) | (np.isnan(loss) & is_known))
+
+
+def _of_loss(recording: Recording, place: int) -> Symptom:
+    """What is said of a loss that is not finite where no gradient shows it."""
+    loss = _measures.loss(recording)
+    step = int(recording.steps[place])
+    layer = _first_nonfinite_output(recording, step)
+    if layer is not None:
+        evidence = _evidence(recording, place, layer, layer, {})
+    else:
+        before = f"; the loss before was {loss[place - 1]:.3g}" if place else ""
+        evidence = f"the loss is {'NaN' if np.isnan(loss[place]) else 'infinite'}"
+        evidence += before
+    return Symptom(layer or "", "critical", step, evidence, _remedy(recording, place))
+
+
 def _skipped(recording: Recording) -> Iterable[Symptom]:
     is_known = ~np.isnan(recording["norm"])
     applied = np.flatnonzero(is_known.any(axis=1))
@@ -105,6 +134,10 @@ def _skipped(recording: Recording) -> Iterable[Symptom]:
 
 
 def _first_nonfinite_output(recording: Recording, step: int) -> str | None:
+    if recording.nonfinite_at is not None:
+        return recording.nonfinite_at
+    if recording.nonfinite_before is not None:
+        return recording.nonfinite_before
     if "nonfinite_output" not in recording:
         return None
     row = np.flatnonzero(recording.measured_steps == step)
@@ -139,6 +172,10 @@ def _evidence(
 ) -> str:
     loss = _measures.loss(recording)
     before = f"; the loss before was {loss[place - 1]:.3g}" if place else ""
+    if forward is not None and forward == recording.nonfinite_before:
+        return (
+            f"its input is NaN or infinite: what comes right before it makes it{before}"
+        )
     if forward is not None:
         return f"its output is NaN or infinite, the first to be so{before}"
     if path in overflows:

@@ -37,6 +37,10 @@ class PoorInitialization(Rule):
             at 3e-5.
         alone: By what factor one layer alone may scale. He's initialization has 1.4,
             before the activation.
+        lost: The same, from below, of a hidden layer. Keras' initializers for two
+            inputs have 0.07 at least.
+        repeated: By what factor the recurrent weights may scale the state at each time
+            step, where the activation does not bound it.
         saturated: Scale before a tanh or sigmoid.
 
     Reference: Glorot and Bengio 2010; He, Zhang, Ren and Sun, Delving deep into
@@ -44,14 +48,19 @@ class PoorInitialization(Rule):
     """
 
     kind: ClassVar[str] = "poor_initialization"
+    patience: ClassVar[int] = 1
     grown: float = 100.0
     faded: float = 1e-4
     alone: float = 10.0
+    lost: float = 0.02
+    repeated: float = 1.3
     saturated: float = 4.5
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if not _measures.is_untouched(recording):
             return
+        if recording.total_steps >= 50 and _measures.has_fallen(recording, 0.5):
+            return  # it trains
         before, after, certain = _scales(recording)
         for layer in recording.layers:
             if layer.kernel is None or layer.is_embedding or not layer.is_trainable:
@@ -79,9 +88,10 @@ class PoorInitialization(Rule):
         if layer.gain == 0:
             learns = _has_gradient(recording, layer)
             return "" if learns else "all its first weights are zero"
-        if activation_facts(activation).saturates and entering > self.saturated:
+        saturates = activation_facts(activation).saturates
+        if saturates and entering > self.saturated:
             return f"its first weights give {activation} inputs of scale {entering:.2g}"
-        if layer.recurrent_gain > 2:
+        if layer.recurrent_gain > (2.0 if saturates else self.repeated):
             return (
                 f"its first recurrent weights scale the state by "
                 f"{layer.recurrent_gain:.2g} at each time step"
@@ -104,8 +114,17 @@ class PoorInitialization(Rule):
                 "of the input"
             )
         behind = _measures.followers(recording, layer.path)
-        goes_around = any(_entering(x, after) > 10 * self.faded for x in behind)
-        if behind and not goes_around and leaving < self.faded and _factor(layer) < 0.8:
+        arriving = max((_entering(x, after) for x in behind), default=math.inf)
+        if 0 < layer.gain < self.lost and arriving < 10 * leaving:
+            return (
+                f"its first weights are almost zero: they scale the signal by "
+                f"{layer.gain:.2g}"
+            )
+        if (
+            arriving <= 10 * self.faded
+            and leaving < self.faded
+            and _factor(layer) < 0.8
+        ):
             return (
                 f"with the first weights its output has {leaving:.2g} of the scale of "
                 "the input"
@@ -126,7 +145,7 @@ def _scales(
         is_known &= layer.inputs_add_up or not layer.inputs
         before[layer.path] = _entering(layer, after) * _gain(layer)
         after[layer.path] = _leaving(layer, before[layer.path])
-        if measured is not None and not np.isnan(measured[layer.path]):
+        if measured is not None and np.isfinite(measured[layer.path]):
             after[layer.path] = measured[layer.path]
             is_known = True
         if is_known or layer.is_normalization:

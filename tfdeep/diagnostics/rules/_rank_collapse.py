@@ -12,6 +12,8 @@ from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
+_FEWEST = 8  # examples without which nothing is said
+
 
 @dataclasses.dataclass(frozen=True)
 class RankCollapse(Rule):
@@ -20,9 +22,8 @@ class RankCollapse(Rule):
     A net that has learned to separate two classes may well end in one direction, so it
     is a problem only while the loss has not fallen. Of the input, or of some
     layer below, more directions must be left. Seen with
-    `GradientMonitor(activations=True)`; a layer whose units all have equal weights is
-    seen without. Directions do not come back: where a later layer has more of them,
-    the signal goes around this one.
+    `GradientMonitor(activations=True)`. Directions do not come back: where a later
+    layer has more of them, the signal goes around this one.
 
     Args:
         rank: Effective rank (participation ratio), 1 being one direction.
@@ -45,15 +46,6 @@ class RankCollapse(Rule):
             "of its own; skip connections (keras.layers.Add) and "
             "keras.layers.LayerNormalization() keep directions apart"
         )
-        for layer in recording.layers:
-            if layer.is_symmetric and layer.units >= self.units:
-                yield Symptom(
-                    layer.path,
-                    "critical",
-                    0,
-                    "all its units start with the same weights",
-                    remedy,
-                )
         yield from _alike_positions(recording, remedy)
         if "effective_rank" not in recording:
             return
@@ -86,13 +78,16 @@ class RankCollapse(Rule):
             if is_wide and now < self.rank and highest > self.below and not goes_around:
                 if layer.is_symmetric:
                     continue
+                seen = _measures.examples_of(recording, layer, recent[-1:])
+                if 0 < seen < _FEWEST:
+                    continue  # so few examples have few directions
                 above = np.flatnonzero(~(ranks[:, i] < self.rank))
                 first = min(int(above[-1]) + 1 if len(above) else 0, len(ranks) - 1)
                 yield Symptom(
                     layer.path,
                     "warning",
                     int(recording.measured_steps[first]),
-                    _evidence(layer.units, now, highest),
+                    _evidence(layer.units, now, highest) + _measures.on_examples(seen),
                     remedy,
                 )
             highest = max(highest, now)

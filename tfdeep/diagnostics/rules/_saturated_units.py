@@ -28,6 +28,8 @@ _LATER = (
     "keras.layers.BatchNormalization() before the activation brings it back"
 )
 
+_FEWEST = 8  # examples without which nothing is said
+
 
 @dataclasses.dataclass(frozen=True)
 class SaturatedUnits(Rule):
@@ -60,6 +62,9 @@ class SaturatedUnits(Rule):
                 continue
             if now < 0.9 and _measures.has_fallen(recording, 0.7):
                 continue  # it works like this
+            seen = _measures.examples_of(recording, layer, recent)
+            if 0 < seen < _FEWEST:
+                continue
             below = np.flatnonzero(~(flat[:, i] >= self.fraction))
             first = min(int(below[-1]) + 1 if len(below) else 0, len(flat) - 1)
             step = int(recording.measured_steps[first])
@@ -67,7 +72,7 @@ class SaturatedUnits(Rule):
                 layer.path,
                 "critical" if now >= 0.9 else "warning",
                 step,
-                f"{now:.0%} of its outputs saturated",
+                f"{now:.0%} of its outputs saturated{_measures.on_examples(seen)}",
                 _START if step < 5 else _LATER,
             )
 
