@@ -138,6 +138,7 @@ class GradientMonitor(Monitored, keras.callbacks.Callback):
             self._history_of = weakref.ref(model)
         self._can_write = self._writer is not None
         self._has_trained = False
+        self._steps = TrainSteps.of(model)
         self._guard("this fit", self._watch, None)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -193,10 +194,6 @@ class GradientMonitor(Monitored, keras.callbacks.Callback):
 
     # How it does it.
 
-    def _watch(self, variables: list[keras.Variable] | None) -> None:
-        self._steps = TrainSteps.of(self.model)
-        super()._watch(variables)
-
     def _chosen_recorder(self, variables: list[keras.Variable] | None) -> StepRecorder:
         """One that was kept from an earlier fit, whose step need not be traced anew."""
         settings = self._settings
@@ -218,7 +215,7 @@ class GradientMonitor(Monitored, keras.callbacks.Callback):
 
     @property
     def _was_traced(self) -> bool:
-        return self._steps is not None and self._steps.was_traced
+        return TrainSteps.of(self.model).was_traced
 
     def _end_watch(self) -> None:
         if self._recorder is not None and self._steps is not None:

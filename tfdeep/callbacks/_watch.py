@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfdeep._core._explain import a_type, explain
 from tfdeep._core._paths import Patterns
 from tfdeep._keras import _hooks, _optimizers
+from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._train_step import TrainSteps
 from tfdeep.callbacks._monitored import Monitored, OnFinding
 from tfdeep.diagnostics import Finding, MonitorReport, Recording
@@ -231,9 +232,8 @@ class Watch:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the rules have found, of all optimizers."""
-        parts = self._parts.values()
-        layers = [info.path for part in parts for info in part.recording.layers]
-        found = [finding for part in parts for finding in part.findings]
+        layers = [info.path for info in self._layers]
+        found = [f for part in self._parts.values() for f in part.findings]
         return explained(found, layers) if len(self._parts) > 1 else tuple(found)
 
     @property
@@ -254,7 +254,7 @@ class Watch:
         reports = {name: part.report() for name, part in self._parts.items()}
         if len(reports) == 1:
             return next(iter(reports.values()))
-        return MonitorReport.joined(reports, self.findings)
+        return MonitorReport.joined(reports, self.findings, self._layers)
 
     def plot(self, optimizer: str | None = None) -> Any:
         """Draws the steps of one optimizer.
@@ -281,6 +281,11 @@ class Watch:
                 )
             )
         return self._parts[optimizer].plot()
+
+    @property
+    def _layers(self) -> tuple[LayerInfo, ...]:
+        parts = self._parts.values()
+        return tuple(info for part in parts for info in part.recording.layers)
 
     def _only(self, what: str) -> _OfOptimizer:
         if len(self._parts) > 1:

@@ -121,13 +121,17 @@ class MonitorReport(Record):
 
     @classmethod
     def joined(
-        cls, parts: Mapping[str, MonitorReport], findings: tuple[Finding, ...]
+        cls,
+        parts: Mapping[str, MonitorReport],
+        findings: tuple[Finding, ...],
+        layers: tuple[LayerInfo, ...],
     ) -> MonitorReport:
         """One report of several optimizers of a model.
 
         Args:
             parts: The report of each, by the name of the optimizer.
             findings: The findings of all.
+            layers: The layers of all.
         """
         named = tuple(
             dataclasses.replace(part, optimizer=name) for name, part in parts.items()
@@ -143,7 +147,7 @@ class MonitorReport(Record):
             findings=findings,
             judgment=min((part.judgment for part in named), key=order.index),
             parts=named,
-            _layers=tuple(layer for part in named for layer in part._layers),
+            _layers=layers,
         )
 
     def __str__(self) -> str:
