@@ -362,7 +362,7 @@ def test_a_layer_with_a_tiny_input_is_not_saturated():
 
 
 class TestPoorInitialization:
-    @pytest.mark.parametrize("gain", [10.0, 0.01])
+    @pytest.mark.parametrize("gain", [10.0, 0.03])
     def test_gains_multiply(self, gain):
         run = Run()
         for name in Run.names:

@@ -46,7 +46,7 @@ class Subclass(keras.Model):
         super().__init__()
         keras.utils.set_random_seed(0)
         self.hidden = layers.Dense(16, "relu", kernel_initializer="he_normal")
-        self.out = layers.Dense(units, activation)
+        self.out = layers.Dense(units, activation, name="out")
 
     def call(self, x):
         return self.out(self.hidden(x))
@@ -74,6 +74,10 @@ def own_dice(y, p):
 
 def own_crossentropy(y, p):
     return losses.categorical_crossentropy(y, p)
+
+
+def own_sparse_crossentropy(y, p):
+    return losses.sparse_categorical_crossentropy(keras.ops.reshape(y, (-1,)), p)
 
 
 MISMATCHES = {
@@ -121,6 +125,8 @@ FITTING = {
     "class numbers": (net, 3, "softmax", "sparse_categorical_crossentropy", CLASS),
     "a column of class numbers": (net, 3, "softmax", "sparse_categorical_crossentropy",
                                   CLASS[:, None]),
+    "class numbers, by a function of one's own": (net, 3, "softmax",
+                                                  own_sparse_crossentropy, CLASS),
     "regression": (net, 1, None, "mse", REAL),
     "a row of targets": (net, 1, None, "mse", REAL[:, 0]),
     "sigmoid and squared error": (net, 1, "sigmoid", "mse", BINARY),
@@ -128,7 +134,8 @@ FITTING = {
     "relu for counts": (net, 1, "relu", "mse", np.round(np.abs(REAL) * 3)),
     "dice": (net, 1, "sigmoid", own_dice, BINARY),
     "hinge": (net, 1, None, "hinge", 2 * BINARY - 1),
-    "soft labels": (net, 3, "softmax", "categorical_crossentropy", ONE_HOT * 0.9 + 1/30),
+    "soft labels": (net, 3, "softmax", "categorical_crossentropy", 
+                    ONE_HOT * 0.9 + 1 / 30),
     "not a graph": (Subclass, 3, "softmax", "categorical_crossentropy", ONE_HOT),
 }  # fmt: skip
 

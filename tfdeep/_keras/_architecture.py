@@ -34,7 +34,8 @@ class LayerInfo:
             normalization.
         is_trainable: Whether any of its weights is trained.
         is_untouched: Whether its weights look as they do before any training: the
-            bias has one value for all units (of an LSTM, two).
+            bias has one value for all units (of an LSTM, two), or the scale that its
+            random initializer gives.
         is_symmetric: Whether all units of its kernel have the same weights, other than
             zero.
         inputs: Paths of the listed layers right before it; empty for the first.
@@ -168,7 +169,30 @@ def _is_as_made(bias: _variables.ModelVariable) -> bool:
     values = np.unique(bias.variable.numpy())
     is_constant = len(values) == 1 and math.prod(bias.variable.shape) > 1
     is_lstm = bool(len(values) == 2 and {0.0, 1.0}.issuperset(values.tolist()))
-    return is_constant or is_lstm or not values.any()
+    return is_constant or is_lstm or not values.any() or _is_as_drawn(bias)
+
+
+_RANDOM = (
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.VarianceScaling,
+)
+
+
+def _is_as_drawn(bias: _variables.ModelVariable) -> bool:
+    """Whether a bias has the scale that its random initializer gives."""
+    initializer = getattr(bias.layer, f"{bias.variable.name}_initializer", None)
+    if not isinstance(initializer, _RANDOM):
+        return False
+    drawn, found = (
+        float(np.sqrt(np.mean(np.square(values))))
+        for values in (
+            initializer(bias.variable.shape),
+            bias.variable.numpy(),
+        )
+    )
+    return 0.5 * drawn < found < 2 * drawn
 
 
 def _facts(kernel: _variables.ModelVariable) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Batch:
         return {k: v for k, v in parts.items() if v is not None or k == "x"}
 
 
+_MOST_SEARCHED = 1 << 28  # entries of an array that are searched for NaN
+
 _FIELDS = dataclasses.fields(Batch)
 
 
@@ -75,7 +77,8 @@ def one_batch(
         batch = _of_dataset(batch, batch_size)
     _check_counts(batch.parts)
     most = batch_size or _most_examples(batch.x)
-    batch = Batch(**{n: _sample(n, part, most) for n, part in batch.parts.items()})
+    rows = _rows(batch, most)
+    batch = Batch(**{n: _sample(n, part, rows) for n, part in batch.parts.items()})
     if class_weight is None:
         return batch
     return dataclasses.replace(batch, sample_weight=_by_class(batch, class_weight))
@@ -183,11 +186,10 @@ def _counts(name: str, values: Any) -> list[int]:
     return sorted(set(counts))
 
 
-def _sample(name: str, values: Any, most: int) -> Any:
-    """The same examples of each array: a random sample, for data may be sorted."""
+def _sample(name: str, values: Any, rows: np.ndarray | None) -> Any:
+    """The same examples of each array."""
 
     def of_part(part: Any) -> Any:
-        rows = _rows(part.shape[0], most)
         try:
             if isinstance(part, np.ndarray):  # it may be a large file
                 tensor = tf.convert_to_tensor(part if rows is None else part[rows])
@@ -205,12 +207,27 @@ def _sample(name: str, values: Any, most: int) -> Any:
     )
 
 
-def _rows(count: int, most: int) -> np.ndarray | None:
-    """The rows of the sample; None if all are."""
+def _rows(batch: Batch, most: int) -> np.ndarray | None:
+    """The rows of the sample, with the first that hold NaN or infinity; None for all.
+
+    The sample is a random one, for data may be sorted.
+    """
+    parts = [part for part in keras.tree.flatten(batch.parts) if part is not None]
+    count = parts[0].shape[0]
     if count <= most:
         return None
+    bad = [
+        np.flatnonzero(~np.isfinite(part).reshape(count, -1).all(axis=1))
+        for part in parts
+        if isinstance(part, np.ndarray)
+        and part.dtype.kind == "f"
+        and part.size <= _MOST_SEARCHED
+    ]
+    bad_rows = np.unique(np.concatenate([[], *bad]))[: most // 4].astype(int)
     rng = np.random.default_rng(0)
-    return np.sort(rng.choice(count, most, replace=False))
+    others = np.setdiff1d(rng.choice(count, most, replace=False), bad_rows)
+    rng.shuffle(others)
+    return np.sort(np.concatenate([bad_rows, others[: most - len(bad_rows)]]))
 
 
 def _not_a_batch(name: str, values: Any, part: Any) -> DataError:

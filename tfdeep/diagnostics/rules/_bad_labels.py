@@ -142,8 +142,10 @@ class BadLabels(Rule):
     ) -> _Found | None:
         if targets.spread > 1e-6 * max(abs(targets.low), abs(targets.high), 1e-30):
             return None
-        if targets.examples < self.examples or targets.inner_spread > 0:
+        if targets.examples < self.examples:
             return None
+        if output.loss.targets is Targets.UNKNOWN:
+            return None  # it may not look at them
         seen = f"all of {targets.examples:.0f} examples have the same target"
         if targets.low == targets.high:
             seen += f", {targets.low:.4g}"
@@ -175,7 +177,6 @@ class _Targets:
         self.nonfinite = float(np.nan_to_num(bad).max(initial=0)) * self.of_examples
         self.fractional = float(values("fractional").max(initial=0))
         self.largest_sum = float(values("sum_max").max(initial=-np.inf))
-        self.inner_spread = float(values("inner_spread").max(initial=0))
         # The batches differ, too.
         offset = values("offset")
         between = float(np.ptp(offset)) if len(offset) else 0.0

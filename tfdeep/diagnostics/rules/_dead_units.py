@@ -40,8 +40,7 @@ class DeadUnits(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if recording.lasted < 10:
             return
-        loss = _measures.loss(recording)
-        if not np.isfinite(loss[-1:]).all() and not np.isnan(loss).all():
+        if _measures.is_lost(recording)[-1:].any():
             return  # NaN is not larger than zero
         wholly_dead: set[str] = set()
         for i, layer in enumerate(recording.layers):

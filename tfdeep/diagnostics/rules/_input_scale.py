@@ -35,7 +35,7 @@ class InputScale(Rule):
     patience: ClassVar[int] = 1
     magnitude: float = 20.0
     offset: float = 10.0
-    length: float = 1e-3
+    length: float = 1e-2
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if "input_offset" not in recording or recording.lasted < 5:

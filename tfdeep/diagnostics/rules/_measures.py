@@ -361,13 +361,32 @@ def on_examples(count: int) -> str:
 
 
 @memoized
-def is_broken(recording: Recording) -> bool:
-    """Whether any loss or gradient of the run is not finite."""
+def is_lost(recording: Recording) -> np.ndarray:
+    """Of each kept step, whether its loss is known not to be finite."""
     losses = loss(recording)
-    is_lost = not np.isfinite(losses[~np.isnan(losses)]).all() or (
-        np.isnan(losses).any() and not np.isnan(losses).all()
-    )
-    return bool(is_lost or np.isinf(recording["norm"]).any())
+    # NaN stands for what was not recorded, too.
+    is_known = ~np.isnan(recording["norm"]).all(axis=1)
+    is_known &= bool(np.isfinite(losses).any())
+    if "examples" in recording:
+        is_known |= ~np.isnan(recording.at_steps("examples")[:, 0])
+    return np.asarray(np.isinf(losses) | (np.isnan(losses) & is_known))
+
+
+@memoized
+def is_broken(recording: Recording) -> bool:
+    """Whether any loss or gradient of the run is known not to be finite."""
+    return bool(is_lost(recording).any() or np.isinf(recording["norm"]).any())
+
+
+@memoized
+def has_fallen_so_far(recording: Recording, to: float) -> bool:
+    """Whether the loss had fallen to this fraction of its start while it was finite."""
+    values = data_loss(recording)
+    values = values[np.isfinite(values)]
+    if len(values) < 10:
+        return False
+    start = min(values[0], median(values[:3]))
+    return bool(median(values[-5:]) < start - (1 - to) * abs(start))
 
 
 def losses_by_epoch(

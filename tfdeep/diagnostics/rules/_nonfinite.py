@@ -53,7 +53,7 @@ class NonFinite(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         norm = recording["norm"]
         steps = np.flatnonzero(np.isinf(norm).any(axis=1))
-        lost = np.flatnonzero(_is_lost(recording))
+        lost = np.flatnonzero(_measures.is_lost(recording))
         if len(lost) and not (len(steps) and steps[0] <= lost[0]):
             yield _of_loss(recording, int(lost[0]))
             return
@@ -87,17 +87,6 @@ class NonFinite(Rule):
                 # What overflows in one layer makes infinite entries below it.
                 _TOO_LARGE if overflows else _remedy(recording, place),
             )
-
-
-def _is_lost(recording: Recording) -> np.ndarray:
-    """Of each kept step, whether its loss is known not to be finite."""
-    loss = _measures.loss(recording)
-    # NaN stands for what was not recorded, too.
-    is_known = ~np.isnan(recording["norm"]).all(axis=1)
-    is_known &= bool(np.isfinite(loss).any())
-    if "examples" in recording:
-        is_known |= ~np.isnan(recording.at_steps("examples")[:, 0])
-    return np.asarray(np.isinf(loss) | (np.isnan(loss) & is_known))
 
 
 def _of_loss(recording: Recording, place: int) -> Symptom:

@@ -150,7 +150,9 @@ class _Seen:
 
 def _repeated(output: Output, seen: _Seen) -> _Found | None:
     shape, targets = output.shape, output.target_shape
-    if shape is None or targets is None or output.loss.targets is Targets.CLASS:
+    if shape is None or targets is None:
+        return None
+    if output.loss.targets in (Targets.CLASS, Targets.UNKNOWN):
         return None
     inner, given = shape[1:], targets[1:]
     fits = inner == given or (not given and inner in ((), (1,))) or not inner

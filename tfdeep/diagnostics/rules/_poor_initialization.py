@@ -59,8 +59,8 @@ class PoorInitialization(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if not _measures.is_untouched(recording):
             return
-        if recording.total_steps >= 50 and _measures.has_fallen(recording, 0.5):
-            return  # it trains
+        if recording.total_steps >= 50 and self._trains(recording):
+            return
         before, after, certain = _scales(recording)
         for layer in recording.layers:
             if layer.kernel is None or layer.is_embedding or not layer.is_trainable:
@@ -75,6 +75,14 @@ class PoorInitialization(Rule):
                 grows = after[layer.path] > self.grown
                 remedy = _remedy(activation, layer, grows)
                 yield Symptom(layer.path, "critical", 0, evidence, remedy)
+
+    def _trains(self, recording: Recording) -> bool:
+        """Whether the loss has come down, and not only from a height of its own."""
+        if not _measures.has_fallen_so_far(recording, 0.5):
+            return False
+        loss = _measures.data_loss(recording)
+        is_small = _measures.median(loss[-5:]) < self.grown
+        return bool(is_small and not _measures.is_broken(recording))
 
     def _evidence(
         self,
