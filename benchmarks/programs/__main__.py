@@ -13,7 +13,8 @@ it prints what both name first, and the other kinds they name; then
   kind at a right place) and named at all, by the monitor, by `diagnose`, by either;
 * of how many wiring faults both find the cause;
 * the repaired forms of which anything is said, with the loss before and after: some
-  may not be as healthy as their authors thought.
+  may not be as healthy as their authors thought. A form that several programs share
+  counts once.
 
 A program whose fault does not show in 300 steps is printed and not counted.
 """
@@ -68,6 +69,18 @@ def run_faulty(programs: list[Program], steps: int) -> Verdicts:
         for name, it in said.items():
             print(f"  {name:9}{own[name]:7} {it}", flush=True)
     return verdicts
+
+
+def distinct_repaired(programs: list[Program]) -> list[Program]:
+    """Programs without those whose repaired form is that of an earlier one."""
+    kept: list[Program] = []
+    for program in programs:
+        if not any(
+            other.make is program.make and other.right == program.right
+            for other in kept
+        ):
+            kept.append(program)
+    return kept
 
 
 def run_repaired(programs: list[Program], steps: int) -> dict[str, dict[str, Said]]:
@@ -163,6 +176,7 @@ def main() -> None:
         parser.error("--apply is not written yet: a remedy is a text, not a value")
     warnings.filterwarnings("ignore", module="keras")  # it warns of some of the faults
     programs = [p for p in PROGRAMS if re.search(options.only, p.name)]
+    repaired = distinct_repaired(programs)
     start = time.perf_counter()
     print(f"{len(programs)} programs, at most {options.steps} steps each\n", flush=True)
     verdicts: Verdicts = {}
@@ -170,11 +184,11 @@ def main() -> None:
     if options.part != "repaired":
         verdicts = run_faulty(programs, options.steps)
     if options.part != "faulty":
-        alarms = run_repaired(programs, options.steps)
+        alarms = run_repaired(repaired, options.steps)
     if options.part != "repaired":
         print_scores(programs, verdicts)
     if options.part != "faulty":
-        print_alarms(programs, alarms)
+        print_alarms(repaired, alarms)
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
 
 

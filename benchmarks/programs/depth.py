@@ -213,20 +213,20 @@ program(
 def _(gain: float) -> Prepared:
     random = np.random.RandomState(0)
     x = random.normal(size=(640, 40, 2)).astype("float32") * np.float32(0.3)
-    y = _data.standardized(x[:, -5:, :1].sum(axis=1))
+    y = _data.standardized(x[:, :, :1].sum(axis=1))
     model = keras.Sequential(
         [
             keras.Input((40, 2)),
             layers.SimpleRNN(
                 24,
                 activation="relu",
-                recurrent_initializer=keras.initializers.Orthogonal(gain),
+                recurrent_initializer=keras.initializers.Identity(gain),
                 name="rnn",
             ),
             layers.Dense(1, name="output"),
         ]
     )
-    model.compile(keras.optimizers.SGD(0.001), "mse")
+    model.compile(keras.optimizers.Adam(0.003), "mse")
     return model, x, y, {"batch_size": 32}
 
 

@@ -79,7 +79,7 @@ def _(is_standardized: bool) -> Prepared:
 def _(brightest: float) -> Prepared:
     x, labels = _data.photos(10, brightest=brightest)
     model = _nets.convolutional(
-        (16, 16, 3), [16, 32], [64], 10, "softmax", kernel="he_normal", dropout=0.3
+        (16, 16, 3), [8, 16], [64], 10, "softmax", kernel="he_normal", dropout=0.3
     )
     model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
     return model, x, _data.one_hot(labels, 10), {"batch_size": 50}
@@ -95,7 +95,7 @@ def _(brightest: float) -> Prepared:
 )
 def _(brightest: float, batch_size: int) -> Prepared:
     x, labels = _data.photos(2, brightest=brightest)
-    model = _nets.convolutional((16, 16, 3), [16, 32], [64], 1, "sigmoid")
+    model = _nets.convolutional((16, 16, 3), [8, 16], [32], 1, "sigmoid")
     model.compile("rmsprop", "binary_crossentropy", metrics=["accuracy"])
     return model, x, labels.astype("float32"), {"batch_size": batch_size}
 
@@ -279,7 +279,7 @@ def _(is_channels_first: bool) -> Prepared:
         [
             keras.Input(x.shape[1:]),
             layers.GaussianNoise(0.05, name="noise"),
-            layers.Conv2D(16, 3, activation="relu", name="conv1"),
+            layers.Conv2D(8, 3, activation="relu", name="conv1"),
             layers.Dropout(0.2, name="dropout1"),
             layers.Flatten(name="flatten"),
             layers.Dropout(0.2, name="dropout2"),

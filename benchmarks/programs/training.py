@@ -79,7 +79,7 @@ for _name, _source, _fault, _kinds, _optimizer, _wrong, _right in (
 def _(activation: str | None, rate: float) -> Prepared:
     x, y = _data.photos(8)
     model = _nets.convolutional(
-        (16, 16, 3), [16, 16], [64, 64], 10, activation=activation, dropout=0.2
+        (16, 16, 3), [8, 16], [64, 64], 10, activation=activation, dropout=0.2
     )
     model.compile(
         keras.optimizers.Adam(rate),
@@ -99,7 +99,7 @@ def _(activation: str | None, rate: float) -> Prepared:
 )
 def _(rate: float) -> Prepared:
     x, labels = _data.photos(2)
-    model = _nets.convolutional((16, 16, 3), [16, 32], [], 2, "softmax")
+    model = _nets.convolutional((16, 16, 3), [8, 16], [], 2, "softmax")
     model.compile(
         keras.optimizers.Adadelta(rate),
         keras.losses.categorical_crossentropy,
@@ -145,7 +145,7 @@ def _(rate: float) -> Prepared:
     right={"rate": 0.05},
 )
 def _(rate: float) -> Prepared:
-    x, y = _data.regression(1000, 8)
+    x, y = _data.regression(4000, 8)
     model = _nets.dense(8, [32, 32], 1, activation="tanh")
     model.compile(keras.optimizers.SGD(rate), "mse")
     return model, x, y, {"batch_size": 200}
@@ -172,7 +172,7 @@ def _(rows: int) -> Prepared:
         model,
         noisy[:rows],
         labels[:rows],
-        {"batch_size": 20, "validation_data": (noisy[1400:], labels[1400:])},
+        {"batch_size": 5, "validation_data": (noisy[1400:], labels[1400:])},
     )
 
 
