@@ -18,6 +18,7 @@ class Of(enum.Enum):
     NET = "net"
     VARIABLE = "variable"
     LAYER = "layer"
+    OUTPUT = "output"
 
 
 class When(enum.Enum):
@@ -58,7 +59,7 @@ class Quantity:
         object.__setattr__(self, "tag", self.tag or self.name)
 
 
-_NET, _VARIABLE, _LAYER = Of.NET, Of.VARIABLE, Of.LAYER
+_NET, _VARIABLE, _LAYER, _OUTPUT = Of.NET, Of.VARIABLE, Of.LAYER, Of.OUTPUT
 _EACH_STEP, _MEASURED = When.EACH_STEP, When.MEASURED
 _FRACTION = "fraction"
 _GRADIENTS, _UPDATES, _LAYERS = "Gradients", "Updates", "Layers"
@@ -67,6 +68,8 @@ _GRADIENTS, _UPDATES, _LAYERS = "Gradients", "Updates", "Layers"
 QUANTITIES = (
     Quantity("norm", _VARIABLE, _EACH_STEP, "Gradient norm", "L2 norm of the gradient",
              _GRADIENTS, "gradient_norm", is_log=True),
+    Quantity("data_norm", _VARIABLE, _MEASURED, "Gradient norm without penalties",
+             "L2 norm of the gradient", is_log=True),
     Quantity("clipped_norm", _VARIABLE, _EACH_STEP, "Gradient norm after clipping",
              "L2 norm of the gradient", _GRADIENTS, "gradient_norm_after_clipping",
              is_log=True),
@@ -110,21 +113,47 @@ QUANTITIES = (
     Quantity("input_spread", _NET, _MEASURED, "Spread of the input", "inputs",
              _LAYERS),
     Quantity("loss", _NET, _EACH_STEP, "Loss", "loss", "Optimizer"),
+    Quantity("data_loss", _NET, _EACH_STEP, "Loss without penalties", "loss"),
+    Quantity("examples", _NET, _MEASURED, "Examples of the batch", "examples"),
+    Quantity("input_nonfinite", _NET, _MEASURED,
+             "Examples with NaN or infinite inputs", _FRACTION),
+    Quantity("nonfinite_feature", _NET, _MEASURED,
+             "First input that is NaN or infinite", "place in the example"),
+    *(
+        Quantity(f"{of}_{name}", _OUTPUT, _MEASURED, f"{of.title()}s: {label}", unit)
+        for of, unit in (("target", "targets"), ("prediction", "outputs"))
+        for name, label in (
+            ("min", "smallest"),
+            ("max", "largest"),
+            ("offset", "offset"),
+            ("spread", "spread over the examples"),
+            ("sum_min", "smallest sum of a row"),
+            ("sum_max", "largest sum of a row"),
+        )
+    ),
+    Quantity("target_inner_spread", _OUTPUT, _MEASURED,
+             "Targets: spread within an example", "targets"),
+    Quantity("target_nonfinite", _OUTPUT, _MEASURED,
+             "Examples with NaN or infinite targets", _FRACTION),
+    Quantity("target_fractional", _OUTPUT, _MEASURED,
+             "Targets that are not whole numbers", _FRACTION),
 )  # fmt: skip
 
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
 
 EACH_STEP = tuple(q.name for q in QUANTITIES if q.when is When.EACH_STEP)
 
-# What the train step itself computes of each variable, and of each layer.
-OF_VARIABLES, OF_LAYERS = (
+# What the train step itself computes of each variable, layer and output.
+OF_VARIABLES, OF_LAYERS, OF_OUTPUTS = (
     tuple(
         quantity.name
         for quantity in QUANTITIES
         if quantity.of is of and quantity.when in (_EACH_STEP, _MEASURED)
     )
-    for of in (_VARIABLE, _LAYER)
+    for of in (_VARIABLE, _LAYER, _OUTPUT)
 )
+
+OF_BATCH = ("examples", "input_nonfinite", "nonfinite_feature")
 
 
 def is_measured(name: str) -> bool:

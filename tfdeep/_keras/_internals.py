@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdeep._keras import _optimizers, _patches
@@ -73,6 +74,11 @@ def built_for(optimizer: Any) -> list[Any]:
     if optimizer.built and not variables and inner is not None:
         return built_for(inner)  # Keras 3.8: `LossScaleOptimizer` leaves it to that one
     return variables
+
+
+def compiled_loss(model: Any) -> Any:
+    """What computes the loss given to `compile`, without penalties; None if none is."""
+    return getattr(model, "_compile_loss", None)
 
 
 def optimizer_state(optimizer: Any) -> dict[Any, tuple[Any, Any]]:
@@ -312,3 +318,24 @@ def _make_sum_optional(optimizer: Any) -> None:
 
 
 _this_thread = threading.local()
+
+
+def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """The loss of a batch as the train step of `fit` computes it."""
+    # The argument `training` is one that a model's own `compute_loss` may lack.
+    return model._compute_loss(x, y, y_pred, sample_weight, training=True)
+
+
+def computes_its_own_loss(model: Any) -> bool:
+    """Whether the class of a model has a `compute_loss` of its own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def own_losses(layer: Any) -> list[Any]:
+    """What a layer itself added to the loss in the last call, without its weights'."""
+    return list(layer._get_own_losses())
+
+
+def clear_losses(model: Any) -> None:
+    """Forgets what the layers of a model added to the loss."""
+    model._clear_losses()

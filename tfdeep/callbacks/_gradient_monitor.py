@@ -18,7 +18,7 @@ from tfdeep._core import _paths
 from tfdeep._core._arguments import flag, whole_number
 from tfdeep._core._explain import explain
 from tfdeep._core._paths import Patterns
-from tfdeep._keras import _architecture, _internals, _optimizers, _variables
+from tfdeep._keras import _architecture, _internals, _optimizers, _program, _variables
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._train_step import TrainSteps
 from tfdeep._quantities import OF_VARIABLES
@@ -31,10 +31,12 @@ from tfdeep.diagnostics import (
     plot_run,
     summarize,
 )
-from tfdeep.diagnostics._examiner import Examiner, in_order
+from tfdeep.diagnostics._causes import causes, explained
+from tfdeep.diagnostics._examiner import Examiner
 from tfdeep.diagnostics._finding import group_text, grouped
 from tfdeep.diagnostics.rules import Rule, default_rules
 from tfdeep.diagnostics.rules._checked import checked
+from tfdeep.diagnostics.rules._measures import has_fallen
 from tfdeep.errors import (
     InvalidArgumentError,
     ModelError,
@@ -224,9 +226,24 @@ class GradientMonitor(keras.callbacks.Callback):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the rules have found so far, the gravest and earliest first."""
-        layers = [layer.path for layer in self.recording.layers]
-        return tuple(in_order(self._findings, layers))
+        """What the rules have found: each cause, then what follows from it.
+
+        What was critical and was not seen again is left out once the loss has come
+        down to a half.
+        """
+        recording = self.recording
+        standing = [f for f in self._findings if not self._is_over(f, recording)]
+        return explained(standing, [layer.path for layer in recording.layers])
+
+    def _is_over(self, finding: Finding, recording: Recording) -> bool:
+        if finding.severity != "critical" or self._examiner.stands(finding):
+            return False
+        return bool(recording.total_steps) and has_fallen(recording, 0.5)
+
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """Those of the findings that follow from no other, the likeliest first."""
+        return causes(self.findings)
 
     def report(self) -> MonitorReport:
         """What the rules found, and the recorded numbers of each variable.
@@ -317,6 +334,7 @@ class GradientMonitor(keras.callbacks.Callback):
                 model,
                 (lambda: variables) if variables else self._begin_recording,
                 lambda: _architecture.layers_of(model),
+                lambda: len(_program.describe(model).outputs),
                 capacity=capacity,
                 activations=self.activations,
                 copies=self.histograms,
@@ -350,6 +368,16 @@ class GradientMonitor(keras.callbacks.Callback):
         is_asked = self.rules and done + self._pending >= self._next_examination
         if is_asked or self._pending >= self.flush_every:
             self._flush()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        recording = self._recording
+        if recording is not None:
+            known = {
+                name: float(value)
+                for name, value in (logs or {}).items()
+                if np.ndim(value) == 0
+            }
+            recording.epochs.append((recording.total_steps + self._pending, known))
 
     def on_train_end(self, logs: Any = None) -> None:
         try:
@@ -406,7 +434,11 @@ class GradientMonitor(keras.callbacks.Callback):
         paths = [v.path for v in self._variables]
         self._keys = keras_paths if unique else paths
         if self._recording is None:
-            self._recording = Recording(paths, _architecture.describe(self.model))
+            self._recording = Recording(
+                paths,
+                _architecture.describe(self.model),
+                program=_program.describe(self.model),
+            )
         elif self._recording.variables != tuple(paths):
             self._recording.widen(paths)
         self._recording.layers = self._with_frozen_too_late(self._recording.layers)
@@ -463,6 +495,9 @@ class GradientMonitor(keras.callbacks.Callback):
         count = len(rows["loss"])
         rows["is_frozen"] = np.full_like(rows["norm"], np.nan)
         rows["is_frozen"][:, [not v.variable.trainable for v in self._variables]] = 1
+        if self._recorder.seen_outputs:
+            seen = recording.program.seen(self._recorder.seen_outputs)
+            recording.program = seen
         first_step = recording.total_steps
         recording.extend(rows)
         new: list[Finding] = []
@@ -544,13 +579,17 @@ class GradientMonitor(keras.callbacks.Callback):
                     f"{finding.layer or 'The net'} does not train: {finding.kind}.",
                     received=f"{finding.evidence}, since step {finding.first_step}",
                     expected="none of the illnesses that `rules` look for",
-                    fix=finding.remedy,
+                    fix=str(finding.remedy),
                 ),
                 finding,
             )
         elif self.on_finding is not None:
             layers = self._recording.layers if self._recording else ()
-            for group in grouped(new):
+            # What follows from a cause that was told already is left to the report.
+            known = explained(self._findings, [layer.path for layer in layers])
+            told = {finding.place for finding in new}
+            causes_now = [f for f in causes(known) if f.place in told]
+            for group in grouped(causes_now):
                 text = group_text(group, layers)
                 warnings.warn(text, SickLayerWarning, stacklevel=2)
             if self.on_finding == "stop":

@@ -25,10 +25,11 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._gradients import Gradient, Grouped
-from tfdeep._keras import _internals, _optimizers, _replicas
+from tfdeep._keras import _internals, _optimizers, _penalties, _program, _replicas
 from tfdeep._keras._patches import replaced
 from tfdeep._quantities import OF_VARIABLES
 from tfdeep.callbacks import _schedule
+from tfdeep.callbacks._batch_recorder import BatchRecorder
 from tfdeep.callbacks._layer_recorder import LayerRecorder
 from tfdeep.callbacks._ring import Ring, is_at_hand, local_variable
 from tfdeep.callbacks._sometimes import are_on_one_cpu, nothing, sometimes
@@ -49,6 +50,7 @@ class StepRecorder:
         choose: Returns the variables to record, one column each. It is called once
             the model has its variables.
         layers: Returns the layers of the model by path.
+        outputs: Returns how many outputs the model has.
         capacity: How many steps the rings hold.
         activations: Whether to look at the outputs of the layers.
         copies: Whether to keep the latest gradients, for histograms.
@@ -60,6 +62,7 @@ class StepRecorder:
         model: Any,
         choose: Callable[[], Sequence[keras.Variable]],
         layers: Callable[[], Mapping[str, Any]],
+        outputs: Callable[[], int],
         capacity: int,
         activations: bool = False,
         copies: bool = False,
@@ -70,6 +73,7 @@ class StepRecorder:
         self._model = model
         self._choose = choose
         self._choose_layers = layers
+        self._count_outputs = outputs
         self._activations = activations
         self._copies_gradients = copies
         self._history: Any = None
@@ -83,8 +87,11 @@ class StepRecorder:
         self._period = self._span * math.ceil(max(_schedule.EVERY / self._span, 2))
         # By thread, as the replicas of a strategy trace the step.
         self._losses: dict[int, tf.Tensor] = {}
+        self._data_losses: dict[int, tf.Tensor] = {}
+        self._batches: dict[int, tuple[Any, Any, Any]] = {}
         self._now: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
         self._drained = 0
+        self._has_penalties = False
         self.is_ready = False
 
     def prepare(self) -> None:
@@ -93,7 +100,8 @@ class StepRecorder:
             # A model may build itself in its first step, while that is traced.
             with tf.init_scope(), self._model.distribute_strategy.scope():
                 self._create_variables()
-            del self._choose, self._choose_layers  # and with them whoever gave them
+            # And with them whoever gave them.
+            del self._choose, self._choose_layers, self._count_outputs
             self.is_ready = True
 
     def resume(self, history: Any, step: int) -> None:
@@ -130,7 +138,8 @@ class StepRecorder:
         # a dozen operations.
         self._next_due = local_variable(tf.zeros([], tf.int64))
         self._next_look = local_variable(tf.zeros([], tf.int64))
-        self._loss = Ring(self.capacity, ("loss",), 1, across=np.mean)
+        self._loss = Ring(self.capacity, ("loss", "data_loss"), 1, across=np.mean)
+        self._batch = BatchRecorder(self._count_outputs(), self.capacity)
         written = [n for n in OF_VARIABLES if self._clips or n != "clipped_norm"]
         self._of_variables = Ring(self.capacity, written, count)
         self._shared = [i for i in range(count) if self._sizes[i] <= _SHARED_COPY]
@@ -159,6 +168,11 @@ class StepRecorder:
         return self._variables
 
     @property
+    def seen_outputs(self) -> list[_program.Output]:
+        """What the traced step has shown of the model's outputs."""
+        return self._batch.seen_outputs if self.is_ready else []
+
+    @property
     def optimizer(self) -> Any:
         """The optimizer that the model had when the recorder was made."""
         return self._outer
@@ -180,6 +194,11 @@ class StepRecorder:
             stack.enter_context(
                 replaced(self._model, "compute_loss", self._look_at_computed_loss)
             )
+            data_loss = _internals.compiled_loss(self._model)
+            if data_loss is not None:
+                stack.enter_context(
+                    replaced(data_loss, "call", self._look_at_data_loss)
+                )
             stack.enter_context(replaced(self._outer, "scale_loss", self._look_at_loss))
             if self.is_ready:
                 stack.enter_context(self._layers.watching())
@@ -190,8 +209,22 @@ class StepRecorder:
 
         @functools.wraps(compute_loss)
         def seen(*args: Any, **kwargs: Any) -> Any:
+            self._data_losses.pop(threading.get_ident(), None)
             loss = compute_loss(*args, **kwargs)
             self._losses[threading.get_ident()] = loss
+            given = dict(zip(("x", "y", "y_pred"), args, strict=False)) | kwargs
+            x, y, predictions = map(given.get, ("x", "y", "y_pred"))
+            self._batches[threading.get_ident()] = x, y, predictions
+            return loss
+
+        return seen
+
+    def _look_at_data_loss(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The loss without penalties, of which `compute_loss` returns the sum."""
+
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            loss = call(*args, **kwargs)
+            self._data_losses[threading.get_ident()] = loss
             return loss
 
         return seen
@@ -208,8 +241,8 @@ class StepRecorder:
             self.prepare()
             step = self._step.read_value()
             is_due = step >= self._next_due
-            self._record_loss(step)
-            self._measure(step)
+            is_broken = self._record_loss(step)
+            self._measure(step, is_broken)
             self._now[threading.get_ident()] = step, is_due
             try:
                 result = apply(grads, trainable_variables)
@@ -231,13 +264,27 @@ class StepRecorder:
             now = step, _schedule.is_due(step)
         return now
 
-    def _record_loss(self, step: tf.Tensor) -> None:
-        loss = self._losses.pop(threading.get_ident(), None)
-        if loss is None or not is_at_hand(loss):
-            return
-        # Keras divides the loss by the number of replicas.
-        loss = tf.cast(tf.reduce_mean(loss), tf.float32) * _replicas.count()
-        self._loss.write(step, loss=loss[tf.newaxis])
+    def _record_loss(self, step: tf.Tensor) -> tf.Tensor | None:
+        """Writes the loss of the step; returns whether it is not finite, if known."""
+        thread = threading.get_ident()
+        total = self._losses.pop(thread, None)
+        data = self._data_losses.pop(thread, None)
+        if total is None or not is_at_hand(total):
+            return None
+
+        def as_row(loss: tf.Tensor) -> tf.Tensor:
+            # Keras divides the loss by the number of replicas.
+            loss = tf.cast(tf.reduce_mean(loss), tf.float32) * _replicas.count()
+            return loss[tf.newaxis]
+
+        rows = {"loss": as_row(total)}
+        self._has_penalties = (
+            data is not None and data is not total and is_at_hand(data)
+        )
+        if self._has_penalties:
+            rows["data_loss"] = as_row(data)
+        self._loss.write(step, **rows)
+        return ~tf.math.is_finite(rows["loss"][0])
 
     def _look_before(self, apply_reduced: Callable[..., Any]) -> Callable[..., Any]:
         def seen(gradients: list[Gradient | None], variables: list[Any]) -> None:
@@ -329,11 +376,28 @@ class StepRecorder:
             name: self._in_columns(_without_nan(values), columns)
             for name, values in measured.items()
         }
+        entries = dict(zip(columns, gradients.entries(), strict=True))
         if self._biases:
-            entries = dict(zip(columns, gradients.entries(), strict=True))
             silent = self._silent_units(step, entries)
             rows["silent_fraction"] = self._in_columns(silent, self._biases)
+        penalized = [c for c in columns if self._variables[c].regularizer is not None]
+        if self._has_penalties and penalized:
+            norms = [self._data_norm(c, entries[c]) for c in penalized]
+            rows["data_norm"] = self._in_columns(
+                _without_nan(tf.stack(norms)), penalized
+            )
         self._of_variables.write(step, **rows)
+
+    def _data_norm(self, column: int, gradient: tf.Tensor) -> tf.Tensor:
+        """The norm of a gradient without that of the penalty on the weight itself."""
+        variable = self._variables[column]
+        of_penalty = _penalties.gradient(variable)
+        data = tf.cast(tf.reshape(gradient, [-1]), tf.float32)
+        data -= tf.cast(tf.reshape(of_penalty, [-1]), tf.float32)
+        # What is left of two equal numbers is rounding.
+        rounding = 1e-6 * tf.norm(tf.cast(of_penalty, tf.float32))
+        norm = tf.norm(data)
+        return tf.where(norm > rounding, norm, 0.0)
 
     def _copy_gradients(self, gradients: list[Gradient], columns: list[int]) -> None:
         if self._copies_gradients:
@@ -393,16 +457,25 @@ class StepRecorder:
             values, [place.get(i, len(columns)) for i in range(len(self._variables))]
         )
 
-    def _measure(self, step: tf.Tensor) -> None:
-        """At the steps that are due, looks at the layers and at the weights.
+    def _measure(self, step: tf.Tensor, is_broken: tf.Tensor | None) -> None:
+        """At the steps that are due, looks at the batch, the layers and the weights.
 
         The weights are copied before an update to be measured and compared after it;
-        with accumulation an update is made every so many steps.
+        with accumulation an update is made every so many steps. A batch whose loss is
+        not finite is always looked at.
         """
         record_layers = self._layers.seen(step)
+        batch = self._batches.pop(threading.get_ident(), (None, None, None))
+        record_batch = self._batch.seen(step, *batch)
+
+        def record() -> tf.Tensor:
+            record_batch()
+            return record_layers()
 
         def measure() -> tf.Tensor:
-            tf.cond(_schedule.is_due(step), record_layers, nothing)
+            is_due = _schedule.is_due(step)
+            is_due = is_due if is_broken is None else is_due | is_broken
+            tf.cond(is_due, record, nothing)
             tf.cond(self._is_before(step), self._copy_weights, nothing)
             tf.cond(self._is_after(step), lambda: self._compare_weights(step), nothing)
             most = _schedule.RARER * self._period
@@ -414,6 +487,8 @@ class StepRecorder:
             return nothing()
 
         is_looked_at = step >= self._next_look
+        if is_broken is not None:
+            is_looked_at |= is_broken
         sometimes(is_looked_at, measure, nothing(), self._is_on_one_cpu)
 
     def _is_before(self, step: tf.Tensor) -> tf.Tensor:
@@ -481,6 +556,7 @@ class StepRecorder:
         places = np.arange(self._drained + lost, step) % self.capacity
         recorded = {
             **self._loss.take(places),
+            **self._batch.take(places),
             **self._of_variables.take(places),
             **self._layers.take(places),
         }

@@ -50,7 +50,8 @@ class RunWriter:
         self._telemetry = ()
         self._thinning = Thinning(len(recording.variables))
         self._held = None
-        run = self._file.begin(recording.variables, recording.layers)
+        outputs = len(recording.program.outputs)
+        run = self._file.begin(recording.variables, recording.layers, outputs)
         log_dir = self.log_dir
         if run > 1:
             log_dir = os.path.join(log_dir, f"fit_{run}")

@@ -147,7 +147,7 @@ class TensorBoardWriter:
         text = "\n".join(
             f"* **{finding.kind}** at {_code(finding.layer or 'the net')}, "
             f"{finding.severity}, since step {finding.first_step}: "
-            f"{_escaped(finding.evidence)}. Fix: {_escaped(finding.remedy)}"
+            f"{_escaped(finding.evidence)}. Fix: {_escaped(str(finding.remedy))}"
             for finding in findings
         )
         with self._writer.as_default(self._last_step):

@@ -2,7 +2,7 @@
 
 from tfdeep.diagnostics import rules
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
-from tfdeep.diagnostics._finding import Finding
+from tfdeep.diagnostics._finding import KINDS, Finding
 from tfdeep.diagnostics._html_report import write_html_report
 from tfdeep.diagnostics._monitor_report import (
     MonitorReport,
@@ -11,14 +11,17 @@ from tfdeep.diagnostics._monitor_report import (
 )
 from tfdeep.diagnostics._plots import plot_gradient_norms, plot_run
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics._run_file import Run, read_run
 
 __all__ = [
+    "KINDS",
     "Diagnosis",
     "Finding",
     "LayerDiagnosis",
     "MonitorReport",
     "Recording",
+    "Remedy",
     "Run",
     "VariableSummary",
     "plot_gradient_norms",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,16 +11,24 @@ import tensorflow as tf
 
 from tfdeep._core import _gradients
 from tfdeep._core._explain import a_type, explain
+from tfdeep._core._gradients import Gradient
 from tfdeep._keras import _architecture, _layer_outputs
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
 from tfdeep._quantities import OF_LAYERS
-from tfdeep.diagnostics._batch import bad_values, loss_function, one_batch
+from tfdeep.diagnostics._batch import (
+    bad_values,
+    loss_function,
+    one_batch,
+    random_gradient,
+    sum_of_losses,
+)
+from tfdeep.diagnostics._causes import explained
 from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
-from tfdeep.diagnostics._examiner import in_order
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import Rule
 from tfdeep.diagnostics.rules._checked import checked
 from tfdeep.errors import ModelError
@@ -35,27 +43,40 @@ def diagnose(
     y: Any = None,
     loss: Any = None,
     rules: Sequence[Rule] | str | None = "default",
+    *,
+    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+    loss_weights: Any = None,
 ) -> Diagnosis:
     """Shows before training how a signal goes through a model, and a gradient back.
 
-    Use it on a new model, with a batch of its training data. The batch goes through the
-    model once, as in training, and the gradient of the loss goes back. Nothing is
-    changed: no weight, moving average, metric or optimizer. A model that is not built
-    gets its first weights, as when it is first called. If the batch itself holds NaN or
-    infinite values that the model does not fill in, only that is reported.
+    Use it on a new model, with its training data. Some examples go through the model
+    once, as in training, and the gradient of the loss goes back. The loss is that of
+    training: it includes the penalties on weights and outputs, what layers pass to
+    `add_loss`, and a `compute_loss` of the model's own class. Vanishing gradients are
+    judged by the loss without the penalties on weights, which have gradients even where
+    the data has none. Nothing is changed: no weight, moving average, metric or
+    optimizer. A model that is not built gets its first weights, as when it is first
+    called. If the examples hold NaN or infinite values that the model does not fill in,
+    only that is reported.
 
     Args:
         model: A Keras model; it need not be compiled.
-        x: A batch of inputs as `model` takes them, in arrays or tensors, or a
-            `tf.data.Dataset`, of which the first batch is taken. At most 256 examples
-            are used.
-        y: The labels of the batch. Without labels a random gradient goes back from the
-            outputs, and only ratios between layers mean anything.
+        x: Inputs as `model` takes them, in arrays or tensors, or a `tf.data.Dataset`
+            of batches of `x`, `(x, y)` or `(x, y, sample_weight)`. Of arrays a random
+            sample is used, which is the same at each call; of a dataset the first
+            batches, together. At most 256 examples are used.
+        y: The labels of `x`. Without labels, unless the model trains without, a random
+            gradient goes back from the outputs, and only ratios between layers mean
+            anything.
         loss: A Keras loss or its name; for a model of several outputs one for all of
             them, or a list or dict, as `compile` takes it. Defaults to the one the
             model was compiled with.
         rules: A list of `tfdeep.diagnostics.rules.Rule`. "default" or None takes one
             of each kind.
+        sample_weight: How much each example counts, as `fit` takes it.
+        class_weight: How much the examples of each class count, as `fit` takes it.
+        loss_weights: How much each loss of `loss` counts, as `compile` takes it.
 
     Returns:
         A `Diagnosis`, which prints as a table. `findings` holds what is wrong,
@@ -65,7 +86,8 @@ def diagnose(
         DataError: If `x` or `y` is not a batch, the dataset is empty, or the model
             cannot take the batch.
         InvalidArgumentError: If labels are given and no loss is known, if the labels do
-            not fit the loss, or if `rules` is not a list of rules.
+            not fit the loss, if `class_weight` or `loss_weights` do not go with the
+            other arguments, or if `rules` is not a list of rules.
         ModelError: If `model` is not a Keras model, or has nothing to train.
 
     Example:
@@ -91,8 +113,9 @@ def diagnose(
             )
         )
     rules = checked("default" if rules is None else rules, "diagnose")
-    x, y = one_batch(x, y)
-    found = probe(model, x, loss_function(model, x, y, loss))
+    batch = one_batch(x, y, sample_weight, class_weight)
+    compute_loss = loss_function(model, batch, loss, loss_weights)
+    found = probe(model, batch.x, compute_loss or _random_loss(model))
     layers = _architecture.describe(model)
     row = _row(found, layers)
     recording = Recording(
@@ -100,21 +123,47 @@ def diagnose(
     )
     recording.extend(row)
     # Bad values in the batch spoil all that is measured: nothing else can be said.
-    findings = bad_values(x, y) if _is_broken(row) else []
+    findings = bad_values(batch.x, batch.y) if _is_broken(row) else []
+    findings = findings or list(_broken_losses(found))
     findings = findings or [
-        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, s.remedy)
+        Finding(rule.kind, s.layer, s.severity, 0, s.evidence, Remedy.of(s.remedy))
         for rule in rules
         for s in rule.look(recording)
     ]
     once = {(f.kind, f.layer): f for f in reversed(findings)}
     return Diagnosis(
         model.name,
-        len(keras.tree.flatten(x)[0]),
-        None if y is None else float(found.loss),
+        batch.examples,
+        float(found.loss) if compute_loss else None,
         tuple(_layer_diagnoses(recording)),
-        tuple(in_order(list(once.values()), [layer.path for layer in layers])),
+        explained(list(once.values()), [layer.path for layer in layers]),
         layers,
     )
+
+
+def _random_loss(model: Any) -> Callable[[Any], Any]:
+    """A loss with a random gradient, and with the penalties of the model."""
+    return lambda outputs: random_gradient(outputs) + sum_of_losses(model)
+
+
+def _broken_losses(found: Probe) -> Iterator[Finding]:
+    """Finds layers of finite outputs that add NaN or infinity to the loss."""
+    outputs = [call.output.numpy() for call in found.calls.values()]
+    if not all(np.isfinite(output).all() for output in outputs):
+        return
+    for path, value in found.added_losses.items():
+        if not np.isfinite(value):
+            yield Finding(
+                "nonfinite",
+                path,
+                "critical",
+                0,
+                f"what it adds to the loss is {value:g}, while all outputs are finite",
+                Remedy(
+                    "look for log, sqrt or a division by zero in its regularizers and "
+                    "in what it passes to `add_loss` (add an epsilon)"
+                ),
+            )
 
 
 def _is_broken(row: dict[str, np.ndarray]) -> bool:
@@ -127,6 +176,8 @@ def _row(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, np.ndarray]:
     """The numbers of a probe as a recording of one step takes them."""
     row: dict[str, Any] = {
         "loss": [float(found.loss)],
+        "data_norm": _norms(found.data_gradients),
+        "data_loss": [float(found.data_loss)],
         **_of_variables(found),
         **_of_layers(found, layers),
     }
@@ -139,12 +190,11 @@ def _row(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, np.ndarray]:
 
 def _of_variables(found: Probe) -> dict[str, Any]:
     count = len(found.variables)
-    norm, largest, nonfinite, silent = np.full((4, count), np.nan, np.float32)
+    norm = _norms(found.gradients)
+    largest, nonfinite, silent = np.full((3, count), np.nan, np.float32)
     for i, gradient in enumerate(found.gradients):
         if gradient is None:
             continue
-        size = _gradients.l2_norms([gradient])[0].numpy()
-        norm[i] = size if np.isfinite(size) else np.inf
         entries = np.asarray(getattr(gradient, "values", gradient))
         largest[i] = np.abs(entries).max(initial=0)
         nonfinite[i] = np.count_nonzero(~np.isfinite(entries))
@@ -160,6 +210,16 @@ def _of_variables(found: Probe) -> dict[str, Any]:
         "weight_norm": weights,
         "update_norm": np.full(count, np.nan),
     }
+
+
+def _norms(gradients: Sequence[Gradient | None]) -> np.ndarray:
+    """The norm of each gradient; NaN where there is none."""
+    norms = np.full(len(gradients), np.nan, np.float32)
+    for i, gradient in enumerate(gradients):
+        if gradient is not None:
+            size = _gradients.l2_norms([gradient])[0].numpy()
+            norms[i] = size if np.isfinite(size) else np.inf
+    return norms
 
 
 def _of_layers(found: Probe, layers: Sequence[LayerInfo]) -> dict[str, list[float]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfdeep._core._records import Record, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep.diagnostics._causes import causes
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics._plots import figure_class
 
@@ -55,7 +56,7 @@ class Diagnosis(Record):
         examples: Number of examples that were used.
         loss: Loss of the batch; None if there were no labels.
         layers: One entry a layer, from the input to the output.
-        findings: What the rules found, critical findings first.
+        findings: What the rules found: each cause, then what follows from it.
     """
 
     model: str
@@ -67,6 +68,11 @@ class Diagnosis(Record):
     _layers: tuple[LayerInfo, ...] = dataclasses.field(
         default=(), repr=False, compare=False
     )
+
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """Those of the findings that follow from no other, the likeliest first."""
+        return causes(self.findings)
 
     def __str__(self) -> str:
         title = f"Diagnosis of {self.model} on {self.examples} examples"

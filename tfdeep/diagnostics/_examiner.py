@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Sequence
 
 from tfdeep._core._explain import explain
-from tfdeep.diagnostics._finding import KINDS, Finding
+from tfdeep.diagnostics._causes import explained
+from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import Rule, Symptom
 
 # A finding is over, and may come again, when it was not seen so many times in a row.
@@ -59,7 +61,7 @@ class Examiner:
                         symptom.severity,
                         min(state.first_step, symptom.first_step),
                         symptom.evidence,
-                        symptom.remedy,
+                        Remedy.of(symptom.remedy),
                     )
                 )
         for key, state in list(self._states.items()):
@@ -68,7 +70,11 @@ class Examiner:
                 state.times_absent += 1
                 if not state.is_reported or state.times_absent >= _TIMES_ABSENT:
                     del self._states[key]
-        return in_order(found, [layer.path for layer in recording.layers])
+        return list(explained(found, [layer.path for layer in recording.layers]))
+
+    def stands(self, finding: Finding) -> bool:
+        """Whether what was found has been seen in one of the last examinations."""
+        return finding.place in self._states
 
     def _symptoms(self, rule: Rule, recording: Recording) -> Sequence[Symptom]:
         """What a rule sees. A rule that fails is dropped, and training continues."""
@@ -87,25 +93,3 @@ class Examiner:
                 stacklevel=2,
             )
             return []
-
-
-def in_order(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding]:
-    """Sorts findings: critical ones first, then those that were seen first.
-
-    Findings of one kind stay together, from input to output, at the step of the first.
-    Kinds seen at the same step are in the order of `KINDS`.
-    """
-    place = {path: i for i, path in enumerate(layers)}
-    first: dict[tuple[str, str], int] = {}
-    for f in findings:
-        key = (f.severity, f.kind)
-        first[key] = min(first.get(key, f.first_step), f.first_step)
-    return sorted(
-        findings,
-        key=lambda f: (
-            f.severity != "critical",
-            first[f.severity, f.kind],
-            KINDS.index(f.kind) if f.kind in KINDS else len(KINDS),
-            place.get(f.layer, -1),
-        ),
-    )

@@ -8,22 +8,37 @@ from collections.abc import Sequence
 
 from tfdeep._core._records import Record
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep.diagnostics._remedy import Remedy
 
+# In the order in which one leads to another: what comes first is nearer the cause.
 KINDS = (
+    "bad_input",
+    "bad_labels",
+    "learning_rate",
+    "output_mismatch",
+    "axis_order",
+    "frozen_but_trained",
+    "input_scale",
+    "target_scale",
+    "equal_units",
+    "poor_initialization",
+    "linear_net",
+    "heavy_dropout",
+    "inference_gap",
+    "update_too_large",
+    "exploding_gradient",
+    "saturated_units",
+    "dead_units",
+    "vanishing_gradient",
     "nonfinite",
     "no_gradient",
-    "frozen_but_trained",
-    "dead_units",
-    "saturated_units",
-    "exploding_gradient",
-    "vanishing_gradient",
-    "poor_initialization",
-    "input_scale",
     "rank_collapse",
-    "update_too_large",
     "update_too_small",
     "loss_spike",
+    "oscillating_loss",
+    "slow_learning",
     "stalled",
+    "overfitting",
 )
 
 SEVERITIES = ("critical", "warning")
@@ -31,22 +46,24 @@ SEVERITIES = ("critical", "warning")
 _MOST_PARTS = 6  # layers, or ranges of layers, that a text names
 
 
+Place = tuple[str, str]  # a kind, and the path of a layer
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding(Record):
     """One problem of one layer.
 
     Attributes:
-        kind: What it is; one of "nonfinite", "no_gradient",
-            "frozen_but_trained", "dead_units", "saturated_units",
-            "exploding_gradient", "vanishing_gradient", "poor_initialization",
-            "input_scale", "rank_collapse", "update_too_large", "update_too_small",
-            "loss_spike" and "stalled".
+        kind: What it is; one of `tfdeep.diagnostics.KINDS`, or of a rule of your own.
         layer: Path of the layer; empty where it is the whole net.
         severity: "critical" if the layer cannot train like this, "warning" if it
             trains worse than it could.
         first_step: The first step at which it was seen.
         evidence: What was measured, as text.
         remedy: What helps, with the call that does it.
+        explained_by: Kind and layer of the finding that this one follows from; None
+            if it is a cause.
+        explains: Kind and layer of each finding that follows from this one.
     """
 
     kind: str
@@ -54,7 +71,17 @@ class Finding(Record):
     severity: str
     first_step: int
     evidence: str
-    remedy: str
+    remedy: Remedy
+    explained_by: Place | None = None
+    explains: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remedy", Remedy.of(self.remedy))
+
+    @property
+    def place(self) -> Place:
+        """Kind and layer."""
+        return self.kind, self.layer
 
     def __str__(self) -> str:
         where = self.layer or "the net"
@@ -64,16 +91,34 @@ class Finding(Record):
 def findings_table(
     findings: Sequence[Finding], layers: Sequence[LayerInfo] = ()
 ) -> str:
-    """Findings as text; layers with the same problem are told together.
+    """Findings as text: each cause, and in one line what follows from it.
 
     Args:
-        findings: The findings, in the order in which to print them.
+        findings: The findings, each cause followed by what follows from it.
         layers: The layers of the model, from the input to the output. Neighbors
             are then written as a range.
     """
     if not findings:
         return "Nothing found."
-    return "\n".join(group_text(group, layers) for group in grouped(findings))
+    parts = []
+    told: set[Place] = set()
+    for group in grouped([f for f in findings if f.explained_by is None]):
+        parts.append(group_text(group, layers))
+        follow = [f for f in findings if f.explained_by and f.place not in told]
+        follow = [f for f in follow if f.place in group[0].explains]
+        if follow:
+            told.update(finding.place for finding in follow)
+            parts.append(textwrap.indent(_follow_text(follow, layers), "  "))
+    return "\n".join(parts)
+
+
+def _follow_text(effects: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> str:
+    """In one sentence, what follows from a cause."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in effects:
+        kinds.setdefault(finding.kind, []).append(finding)
+    parts = [f"{kind} at {_places(of, layers)}" for kind, of in kinds.items()]
+    return textwrap.fill(f"From it follows {'; '.join(parts)}.", 76)
 
 
 def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> str:
@@ -108,7 +153,7 @@ def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Puts findings of the same kind, severity and remedy together."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        key = (finding.kind, finding.severity, finding.remedy)
+        key = (finding.kind, finding.severity, finding.remedy.text)
         groups.setdefault(key, []).append(finding)
     return list(groups.values())
 

@@ -260,7 +260,7 @@ def _finding(group: Sequence[Finding]) -> str:
         parts.append(
             f"<details><summary>Each layer</summary><ul>{items}</ul></details>"
         )
-    for remedy in dict.fromkeys(finding.remedy for finding in group):
+    for remedy in dict.fromkeys(str(finding.remedy) for finding in group):
         parts.append(f"<p><strong>Fix:</strong> {_with_code(remedy)}</p>")
     parts.append("</div>")
     return "\n".join(parts)

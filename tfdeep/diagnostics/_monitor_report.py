@@ -9,6 +9,7 @@ import numpy as np
 
 from tfdeep._core._records import Record, counted, render_table, short_number, shorten
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep.diagnostics._causes import causes
 from tfdeep.diagnostics._finding import Finding, findings_table
 from tfdeep.diagnostics.rules._measures import median
 
@@ -56,7 +57,7 @@ class MonitorReport(Record):
         steps: Number of steps of the run.
         variables: One summary a variable, from the input to the output.
         remarks: What stands out, as text.
-        findings: What the rules found, critical findings first.
+        findings: What the rules found: each cause, then what follows from it.
     """
 
     steps: int
@@ -67,6 +68,11 @@ class MonitorReport(Record):
     _layers: tuple[LayerInfo, ...] = dataclasses.field(
         default=(), repr=False, compare=False
     )
+
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """Those of the findings that follow from no other, the likeliest first."""
+        return causes(self.findings)
 
     def __str__(self) -> str:
         rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ _USUAL_RATIOS = (1e-4, 1e-2)
 
 _COLORS = {"critical": "#d1242f", "warning": "#e08a00"}
 # One shape a kind, the same in every figure; your own rules share the last.
-_MARKERS = dict(zip(KINDS, "ovsD^P*X<>dphH", strict=True))
+_MARKERS = dict(zip(KINDS, itertools.cycle("ovsD^P*X<>dphH"), strict=False))
 _OWN_MARKER = (4, 1, 0)  # a star of four points
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tfdeep import _quantities
 from tfdeep._core._explain import explain
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._program import Program
 from tfdeep._quantities import EACH_STEP, Of, When
 from tfdeep.errors import InvalidArgumentError
 
@@ -28,8 +29,10 @@ class Recording:
         memory: Most bytes that either of the two tables may take.
         stands_for: How many steps each recorded step stands for: what a single probe
             shows is taken to last.
+        program: How the model is trained, where that is known.
 
     Attributes:
+        epochs: The number of steps at the end of each epoch, and its logs.
         total_steps: How many steps were recorded, kept or not.
         memo: Results that the rules share; emptied when steps are added.
     """
@@ -40,10 +43,13 @@ class Recording:
         layers: Sequence[LayerInfo] = (),
         memory: int = _MEMORY,
         stands_for: int = 1,
+        program: Program | None = None,
     ) -> None:
         self.variables = tuple(variables)
         self.layers = tuple(layers)
         self.stands_for = stands_for
+        self.program = program or Program()
+        self.epochs: list[tuple[int, dict[str, float]]] = []
         self.total_steps = 0
         self.memo: dict[Any, Any] = {}
         self._index()
@@ -152,6 +158,7 @@ class Recording:
             Of.NET: 1,
             Of.VARIABLE: len(self.variables),
             Of.LAYER: len(self.layers),
+            Of.OUTPUT: len(self.program.outputs),
         }
         return columns[quantity.of]
 

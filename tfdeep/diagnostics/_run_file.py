@@ -32,8 +32,10 @@ from tfdeep._core._arguments import is_whole_number
 from tfdeep._core._explain import explain, listing
 from tfdeep._core._records import counted
 from tfdeep._keras._architecture import LayerInfo
+from tfdeep._keras._program import Output, Program
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.errors import CorruptFileError, InvalidArgumentError, UnknownFormatError
 
 FILE_NAME = "tfdeep.jsonl"
@@ -119,8 +121,13 @@ class RunFileWriter:
         self.path = pathlib.Path(log_dir, FILE_NAME)
         self._is_first_row = True
 
-    def begin(self, variables: Sequence[str], layers: Sequence[LayerInfo]) -> int:
-        """Starts a run with these variables and layers.
+    def begin(
+        self,
+        variables: Sequence[str],
+        layers: Sequence[LayerInfo],
+        outputs: int = 0,
+    ) -> int:
+        """Starts a run with these variables, layers and number of outputs.
 
         Returns:
             The number of this run in the file, from 1.
@@ -138,6 +145,7 @@ class RunFileWriter:
             "tfdeep": str(getattr(sys.modules.get("tfdeep"), "__version__", "")),
             "variables": list(variables),
             "layers": [_plain(dataclasses.asdict(layer)) for layer in layers],
+            "outputs": outputs,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if is_cut:
@@ -453,8 +461,16 @@ def _finding(values: Mapping[str, Any]) -> Finding:
         severity=str(values["severity"]),
         first_step=_step(values["first_step"]),
         evidence=str(values["evidence"]),
-        remedy=str(values["remedy"]),
+        remedy=_remedy(values["remedy"]),
     )
+
+
+def _remedy(values: Any) -> Remedy:
+    if not isinstance(values, Mapping):
+        return Remedy(str(values))
+    change, layer = str(values.get("change", "look")), str(values.get("layer", ""))
+    before, after = values.get("before"), values.get("after")
+    return Remedy(str(values["text"]), change, layer, before, after)
 
 
 # By the type of a field of `LayerInfo`, what makes a value of it from JSON.
@@ -483,6 +499,7 @@ def _empty_recording(header: Mapping[str, Any]) -> Recording:
     return Recording(
         [str(path) for path in header["variables"]],
         [_layer(layer) for layer in header["layers"]],
+        program=Program(outputs=(Output(),) * min(int(header.get("outputs", 0)), 1000)),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 
 _T = TypeVar("_T")
 
@@ -98,7 +99,7 @@ def with_gradient(recording: Recording, steps: int = 10) -> np.ndarray:
 @memoized
 def silent(recording: Recording, steps: int = 10) -> np.ndarray:
     """Of each column, whether its gradient was there, and exactly zero."""
-    norm = recording["norm"][lately(recording, steps)]
+    norm = gradient_norms(recording)[lately(recording, steps)]
     none = (np.isnan(norm) | (norm == 0)).all(axis=0)
     return np.asarray(none & with_gradient(recording, steps))
 
@@ -185,7 +186,7 @@ def sensitivities(
         and not layer.is_normalization
     ]
     columns = [column for _, column in layers]
-    norm = recording["norm"][lately(recording, steps)][:, columns]
+    norm = gradient_norms(recording)[lately(recording, steps)][:, columns]
     scale = weight_norms(recording)[columns]
     return median(norm, axis=0) * scale, [layer for layer, _ in layers]
 
@@ -219,9 +220,38 @@ def loss(recording: Recording) -> np.ndarray:
 
 
 @memoized
+def data_loss(recording: Recording) -> np.ndarray:
+    """The loss of each kept step without penalties on weights and outputs."""
+    if "data_loss" in recording:
+        data = np.asarray(recording["data_loss"][:, 0], np.float64)
+        if not np.isnan(data).all():
+            return data
+    return loss(recording)
+
+
+@memoized
+def gradient_norms(recording: Recording) -> np.ndarray:
+    """The norm of the data loss' gradient at each kept step, by column.
+
+    Where a weight has a penalty, its gradient is told apart at the measured steps
+    only, and taken to last until the next one.
+    """
+    norm = recording["norm"]
+    if "data_norm" not in recording:
+        return norm
+    data = recording.at_steps("data_norm")
+    known = ~np.isnan(data)
+    if not known.any():
+        return norm
+    last = np.maximum.accumulate(np.where(known, np.arange(len(data))[:, None], -1))
+    filled = np.take_along_axis(data, np.maximum(last, 0), axis=0)
+    return np.where((last >= 0) & np.isfinite(norm), filled, norm)
+
+
+@memoized
 def has_fallen(recording: Recording, to: float) -> bool:
     """Whether the loss has fallen to this fraction of its start; True if unknown."""
-    values = loss(recording)
+    values = data_loss(recording)
     known = np.flatnonzero(~np.isnan(values))
     if len(known) * recording.stands_for < 10:
         return True
@@ -284,3 +314,55 @@ def times(factor: float) -> str:
     ('1.2e+06 times', '3.1 times')
     """
     return f"{factor:.2g} times"
+
+
+def of_output(recording: Recording, quantity: str, output: int) -> np.ndarray:
+    """A quantity of one output at the measured steps; empty if it is not known."""
+    if quantity not in recording or output >= recording[quantity].shape[1]:
+        return np.empty(0, np.float32)
+    return np.asarray(recording[quantity][:, output])
+
+
+@memoized
+def examples(recording: Recording) -> float:
+    """How many examples the measured steps have seen; 0 if unknown."""
+    if "examples" not in recording:
+        return 0.0
+    return float(np.nansum(recording["examples"][:, 0]))
+
+
+@memoized
+def is_broken(recording: Recording) -> bool:
+    """Whether any loss or gradient of the run is not finite."""
+    losses = loss(recording)
+    is_lost = not np.isfinite(losses[~np.isnan(losses)]).all() or (
+        np.isnan(losses).any() and not np.isnan(losses).all()
+    )
+    return bool(is_lost or np.isinf(recording["norm"]).any())
+
+
+def losses_by_epoch(
+    recording: Recording,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss and validation loss of the epochs that have both, and their last steps."""
+    rows = [
+        (logs["loss"], logs["val_loss"], step)
+        for step, logs in recording.epochs
+        if np.isfinite(logs.get("loss", np.nan))
+        and np.isfinite(logs.get("val_loss", np.nan))
+    ]
+    loss, validation, steps = np.array(rows, np.float64).reshape(-1, 3).T
+    return loss, validation, steps
+
+
+def rate_remedy(rate: float, factor: float) -> Remedy:
+    """Another learning rate, by a factor."""
+    by = f"{factor:g} times larger" if factor > 1 else f"{1 / factor:g} times smaller"
+    if np.isnan(rate):
+        return Remedy(f"a learning rate {by}", "learning_rate", after=f"x {factor:g}")
+    return Remedy(
+        f"a learning rate of {rate * factor:.2g}, {by}",
+        "learning_rate",
+        before=rate,
+        after=rate * factor,
+    )

@@ -76,7 +76,7 @@ class NoGradient(Rule):
 
     def _without_gradient(self, recording: Recording) -> Iterable[Symptom]:
         recent = _measures.lately(recording, self.steps)
-        norm = recording["norm"][recent]
+        norm = _measures.gradient_norms(recording)[recent]
         seen = ~np.isnan(norm).all(axis=1)  # not skipped by loss scaling
         seen_for = seen.sum() * recording.stands_for
         if recording.lasted < self.steps or seen_for < self.steps // 2:
@@ -139,7 +139,9 @@ def _with_zero_input(recording: Recording) -> Iterable[Symptom]:
         bias = recording.column(layer.bias)
         if not is_zero[column] or bias is None or layer.has_own_rule:
             continue
-        norm = recording["norm"][_measures.lately(recording, steps), bias]
+        norm = _measures.gradient_norms(recording)[
+            _measures.lately(recording, steps), bias
+        ]
         if (norm > 0).mean() > 0.5 and not _is_dead_somewhere(recording):
             since = _measures.since(recording, steps)
             yield Symptom(layer.path, "critical", since, *_ZERO_INPUT)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Symptom:
     severity: str
     first_step: int
     evidence: str
-    remedy: str
+    remedy: Remedy | str
 
 
 @dataclasses.dataclass(frozen=True)

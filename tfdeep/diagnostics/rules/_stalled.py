@@ -32,7 +32,7 @@ class Stalled(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if recording.lasted < self.steps or not _measures.is_untouched(recording):
             return
-        loss = _measures.loss(recording)
+        loss = _measures.data_loss(recording)
         now = loss[_measures.lately(recording, 100)]
         start = loss[:20]
         if not (np.isfinite(now).any() and np.isfinite(start).any()):

@@ -1,0 +1,87 @@
+"""Batch normalization does something else at inference than in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceGap(Rule):
+    """The validation loss is far above the loss, as moving averages are not there yet.
+
+    Batch normalization trains with the statistics of each batch, and infers with moving
+    averages. After `n` steps these still hold `momentum ** n` of their first values. In
+    a batch of few examples the statistics are mostly noise, and the net that was
+    trained on noise meets averages.
+
+    Args:
+        gap: Validation loss over the loss.
+        left: Part of the first values in the moving averages.
+        examples: So few examples of a batch are mostly noise.
+
+    Reference: Ioffe and Szegedy, Batch normalization, 2015; Wu and He, Group
+    normalization, 2018, figure 1.
+    """
+
+    kind: ClassVar[str] = "inference_gap"
+    patience: ClassVar[int] = 1
+    gap: float = 1.5
+    left: float = 0.05
+    examples: int = 8
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        loss, validation, steps = _measures.losses_by_epoch(recording)
+        norms = recording.program.batch_norms
+        if not norms or not len(validation):
+            return
+        now, on_training = validation[-1], loss[-1]
+        # An untrained net is as good as its start on any data.
+        has_learned = on_training < 0.8 * loss[0]
+        gap = self.gap if has_learned else 10 * self.gap
+        if not now > gap * on_training > 0:
+            return
+        path, momentum = max(norms, key=lambda pair: pair[1])
+        left = momentum**recording.total_steps
+        known = "examples" in recording
+        size = _measures.median(recording["examples"]) if known else np.nan
+        if left > self.left:
+            yield Symptom(
+                path,
+                "critical",
+                int(steps[-1]),
+                f"validation loss {now:.3g}, loss {on_training:.3g}: after "
+                f"{recording.total_steps:,} steps its moving averages still hold "
+                f"{left:.0%} of their first values",
+                Remedy(
+                    "keras.layers.BatchNormalization(momentum=0.9), or "
+                    "tfdeep.surgery.recalibrate(model, dataset) after training",
+                    "normalization",
+                    path,
+                    momentum,
+                    0.9,
+                ),
+            )
+        elif size < self.examples:
+            yield Symptom(
+                path,
+                "critical",
+                int(steps[-1]),
+                f"validation loss {now:.3g}, loss {on_training:.3g}: the statistics of "
+                f"{size:.0f} examples at a time are mostly noise",
+                Remedy(
+                    "batches of 16 and more, or keras.layers.GroupNormalization",
+                    "normalization",
+                    path,
+                    "BatchNormalization",
+                    "GroupNormalization",
+                ),
+            )

@@ -1,0 +1,76 @@
+"""The loss falls, and would fall faster with larger steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowLearning(Rule):
+    """Each step lowers the loss by what the gradient promises, and that is little.
+
+    To first order a step lowers the loss by `sum ||update|| * ||gradient||` at most. As
+    long as the loss falls by a good part of that, the surface is straight over a step,
+    and a larger one lowers it by as much more. The remedy names the factor that would
+    bring the loss down in a hundred steps, a power of ten.
+
+    Args:
+        steps: How many steps it must last.
+        left: Fraction of the first loss that must be left.
+        slope: Decrease of the loss over what the gradient promises.
+    """
+
+    kind: ClassVar[str] = "slow_learning"
+    steps: int = 200
+    left: float = 0.7
+    slope: float = 0.1
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        loss = _measures.data_loss(recording)
+        if recording.total_steps < self.steps or not _measures.is_untouched(recording):
+            return
+        if _measures.horizon(recording) < recording.total_steps:
+            return
+        start, now = _measures.median(loss[:20]), _measures.median(loss[-50:])
+        if not start > 0 or not now > self.left * start:
+            return
+        fallen = (start - now) / (recording.total_steps - 35)  # a step
+        promised = self._promised(recording)
+        if not promised > 0 or fallen < self.slope * promised:
+            return
+        noise = np.nanstd(loss[-50:]) / np.sqrt(min(len(loss), 50))
+        if start - now < 3 * noise:
+            return
+        factor = 10.0 ** np.clip(np.round(np.log10(now / (100 * fallen))), 1, 3)
+        rate = recording.program.learning_rate
+        yield Symptom(
+            "",
+            "warning",
+            0,
+            f"in {recording.total_steps:,} steps the loss has fallen from {start:.3g} "
+            f"to {now:.3g}, as straight as the gradient promises: larger steps would "
+            "lower it faster",
+            _measures.rate_remedy(rate, float(factor)),
+        )
+
+    def _promised(self, recording: Recording) -> float:
+        """By how much a step can lower the loss, to first order."""
+        if "update_norm" not in recording:
+            return 0.0
+        update = recording["update_norm"]
+        known = ~np.isnan(update).all(axis=1)
+        steps = recording.measured_steps[known]
+        at = np.minimum(
+            np.searchsorted(recording.steps, steps), len(recording.steps) - 1
+        )
+        gradient = _measures.gradient_norms(recording)[at]
+        promised = np.nansum(update[known] * gradient, axis=1)
+        return float(_measures.median(promised)) if len(promised) else 0.0

@@ -1,0 +1,132 @@
+"""The targets of a regression lie far from what the net gives at first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
+from tfdeep.diagnostics.rules import _measures
+from tfdeep.diagnostics.rules._rule import Rule, Symptom
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetScale(Rule):
+    """A net cannot reach the targets' scale or offset in a reasonable number of steps.
+
+    Adam and its kin move each weight by about the rate `e` in a step, and so the output
+    of a last layer with inputs `h` by at most
+
+        e * (sum |h_i| + 1)
+
+    If the targets are a thousand such steps away, all the net learns for a long time is
+    their offset. Other optimizers take steps in proportion to the targets: far targets
+    make the first step of some layer larger than its weights.
+
+    Args:
+        steps: How many of the largest steps the targets may be away.
+        scale: Root mean square of the targets, from which on it is looked at.
+        ratio: Size of an update over that of the weights, for optimizers whose steps
+            grow with the gradient.
+
+    Reference: LeCun, Bottou, Orr and Mueller, Efficient backprop, 1998, section 4.5.
+    """
+
+    kind: ClassVar[str] = "target_scale"
+    patience: ClassVar[int] = 1
+    steps: float = 1000.0
+    scale: float = 10.0
+    ratio: float = 0.1
+
+    def look(self, recording: Recording) -> Iterable[Symptom]:
+        program = recording.program
+        if recording.lasted > 200 and _measures.has_fallen(recording, 0.1):
+            return
+        for i, output in enumerate(program.outputs):
+            if not output.loss.is_regression or output.activation not in (
+                None,
+                "linear",
+            ):
+                continue
+            offset, spread = (
+                _measures.median(
+                    _measures.of_output(recording, f"target_{name}", i)[:10]
+                )
+                for name in ("offset", "spread")
+            )
+            size = float(np.hypot(offset, spread))
+            if not size > self.scale:
+                continue
+            problem = (
+                self._too_far(recording, output.layer, size, i)
+                if program.normalizes
+                else self._too_violent(recording)
+            )
+            if problem:
+                yield Symptom(
+                    output.layer,
+                    "critical",
+                    0,
+                    f"targets of mean {offset:.3g} and standard deviation "
+                    f"{spread:.3g}: {problem}",
+                    Remedy(
+                        "`y = (y - y.mean()) / y.std()`, and the same way back for "
+                        "predictions: standardized targets are in reach",
+                        "targets",
+                        output.layer,
+                        (float(offset), float(spread)),
+                        (0.0, 1.0),
+                    ),
+                )
+
+    def _too_far(
+        self, recording: Recording, path: str, size: float, i: int
+    ) -> str | None:
+        rate = recording.program.learning_rate
+        layer = next((x for x in recording.layers if x.path == path), None)
+        if not rate > 0 or layer is None or not layer.fan_in:
+            return None
+        predicted = np.hypot(
+            *(
+                _measures.of_output(recording, f"prediction_{name}", i)[:1]
+                for name in ("offset", "spread")
+            )
+        )
+        # The first outputs show how large the last layer's inputs are.
+        inputs = 1.0
+        if layer.gain > 0 and len(predicted) and np.isfinite(predicted[0]):
+            inputs = max(float(predicted[0]) / layer.gain, 1e-3)
+        step = rate * (layer.fan_in * inputs + 1)
+        if size < self.steps * step:
+            return None
+        return (
+            f"with a learning rate of {rate:.2g} a step of "
+            f"{recording.program.optimizer} moves an output by {step:.2g} at most"
+        )
+
+    def _too_violent(self, recording: Recording) -> str | None:
+        rate = recording.program.learning_rate
+        if not rate > 0 or not recording.total_steps:
+            return None
+        largest, place = 0.0, ""
+        for layer, column in _measures.weighted_layers(recording):
+            norm, weight = recording["norm"][0, column], _first_norm(recording, column)
+            if weight > 0 and rate * norm / weight > largest:
+                largest, place = rate * float(norm) / weight, layer.path
+        if not largest > self.ratio:
+            return None
+        return (
+            f"the gradient grows with them, and the first step of {place} is "
+            f"{largest:.2g} times its weights"
+        )
+
+
+def _first_norm(recording: Recording, column: int) -> float:
+    if "weight_norm" not in recording:
+        return 0.0
+    norms = recording["weight_norm"][:, column]
+    return float(next((norm for norm in norms if np.isfinite(norm)), 0.0))
