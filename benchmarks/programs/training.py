@@ -77,7 +77,7 @@ for _name, _source, _fault, _kinds, _optimizer, _wrong, _right in (
     right={"activation": "relu", "rate": 1e-3},
 )
 def _(activation: str | None, rate: float) -> Prepared:
-    x, y = _data.photos(8)
+    x, y = _data.photos(8, rows=1600)
     model = _nets.convolutional(
         (16, 16, 3), [8, 16], [64, 64], 10, activation=activation, dropout=0.2
     )
@@ -86,7 +86,7 @@ def _(activation: str | None, rate: float) -> Prepared:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    return model, x, y, {"batch_size": 64, "validation_data": (x[:200], y[:200])}
+    return model, x, y, {"batch_size": 64, "validation_data": (x[:100], y[:100])}
 
 
 @program(
@@ -139,16 +139,20 @@ def _(rate: float) -> Prepared:
 @program(
     "loss_that_oscillates",
     "AUTOTRAINER",
-    "a rate of SGD near the largest that is stable: the loss jumps up and down",
+    "a logistic regression with SGD(20): its loss jumps up and down",
     ("oscillating_loss", *_TOO_LARGE),
-    wrong={"rate": 0.6},
-    right={"rate": 0.05},
+    wrong={"rate": 20.0},
+    right={"rate": 0.1},
 )
 def _(rate: float) -> Prepared:
-    x, y = _data.regression(4000, 8)
-    model = _nets.dense(8, [32, 32], 1, activation="tanh")
-    model.compile(keras.optimizers.SGD(rate), "mse")
-    return model, x, y, {"batch_size": 200}
+    random = np.random.RandomState(0)
+    x = random.normal(size=(1500, 8)).astype("float32")
+    scores = x[:, :3].sum(axis=1) + random.normal(size=1500)  # not separable
+    model = _nets.dense(8, [], 1, "sigmoid")
+    model.compile(
+        keras.optimizers.SGD(rate), "binary_crossentropy", metrics=["accuracy"]
+    )
+    return model, x, (scores > 0).astype("float32"), {"batch_size": 50}
 
 
 # A net that learns the examples, and not what is asked.
@@ -157,15 +161,15 @@ def _(rate: float) -> Prepared:
 @program(
     "few_examples_many_units",
     "own",
-    "60 noisy examples for 300,000 weights: the validation loss rises",
+    "100 noisy examples for 300,000 weights: the validation loss rises",
     "overfitting",
-    wrong={"rows": 60},
+    wrong={"rows": 100},
     right={"rows": 1400},
 )
 def _(rows: int) -> Prepared:
     x, labels = _data.shuffled(*_data.flat_digits())
     random = np.random.RandomState(0)
-    noisy = (x + 0.5 * random.normal(size=x.shape)).astype("float32")
+    noisy = (x + 0.3 * random.normal(size=x.shape)).astype("float32")
     model = _nets.dense(64, [512, 512], 10, "softmax")
     model.compile("adam", _SPARSE, metrics=["accuracy"])
     return (
@@ -181,20 +185,20 @@ def _(rows: int) -> Prepared:
     "own",
     "a wide net learns the noise of 150 targets by heart",
     "overfitting",
-    wrong={"units": 256, "penalty": 0.0, "rate": 0.005},
-    right={"units": 8, "penalty": 0.01, "rate": 0.005},
+    wrong={"units": 256, "rows": 150},
+    right={"units": 32, "rows": 3000},
 )
-def _(units: int, penalty: float, rate: float) -> Prepared:
+def _(units: int, rows: int) -> Prepared:
     random = np.random.RandomState(0)
-    x = random.normal(size=(450, 20)).astype("float32")
-    y = x[:, :1] + x[:, 1:2] + 1.0 * random.normal(size=(450, 1))
-    model = _nets.dense(20, [units, units], 1, penalty=penalty)
-    model.compile(keras.optimizers.Adam(rate), "mse")
+    x = random.normal(size=(3300, 20)).astype("float32")
+    y = x[:, :1] + x[:, 1:2] + 1.0 * random.normal(size=(3300, 1))
+    model = _nets.dense(20, [units, units], 1)
+    model.compile(keras.optimizers.Adam(0.005), "mse")
     return (
         model,
-        x[:150],
-        y[:150],
-        {"batch_size": 15, "validation_data": (x[150:], y[150:])},
+        x[:rows],
+        y[:rows],
+        {"batch_size": 15, "validation_data": (x[3000:], y[3000:])},
     )
 
 
