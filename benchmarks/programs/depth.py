@@ -59,7 +59,7 @@ program(
     "own",
     "positive kernels on negative inputs: the first ReLU is always 0",
     ("dead_units", "poor_initialization"),
-    "hidden1",
+    ("hidden1", "relu1"),
     wrong={"low": 0.0},
     right={"low": -0.15},
 )
@@ -166,7 +166,7 @@ program(
     "NeuraLint",
     "six convolutions with sigmoid activations",
     _VANISHING,
-    tuple(f"conv{i}" for i in range(1, 6)),
+    tuple(f"{kind}{i}" for kind in ("conv", "sigmoid") for i in range(1, 6)),
     wrong={"activation": "sigmoid"},
     right={"activation": "relu"},
 )

@@ -43,10 +43,13 @@ def test_names_are_unique():
     assert len(set(names)) == len(names) >= 66
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_kinds_are_those_of_tfdeep(program):
-    assert program.kinds
-    assert set(program.kinds) <= set(KINDS)
+def test_kinds_are_those_of_tfdeep():
+    unknown = {
+        program.name: set(program.kinds) - set(KINDS)
+        for program in PROGRAMS
+        if not program.kinds or set(program.kinds) - set(KINDS)
+    }
+    assert not unknown
 
 
 @pytest.mark.parametrize(
