@@ -84,7 +84,7 @@ def distinct_repaired(programs: list[Program]) -> list[Program]:
 
 
 def run_repaired(programs: list[Program], steps: int) -> dict[str, dict[str, Said]]:
-    """Prints what is said of repaired programs; returns false alarms by program."""
+    """Prints how repaired programs train and what is said; returns what is said."""
     alarms: dict[str, dict[str, Said]] = {}
     for program in programs:
         monitor, outcome = ask_monitor(program.repaired(), steps)
@@ -93,7 +93,8 @@ def run_repaired(programs: list[Program], steps: int) -> dict[str, dict[str, Sai
         spoke = {name: it for name, it in said.items() if it.findings or it.error}
         if spoke:
             alarms[program.name] = spoke
-            print(f"{program.name} repaired: {outcome}")
+        verdict = "FALSE ALARM" if spoke else "clean"
+        print(f"{program.name} repaired, {verdict}: {outcome}", flush=True)
         for name, it in spoke.items():
             print(f"  {name:9}{it}", flush=True)
             for finding in it.findings:

@@ -239,7 +239,7 @@ program(
 program(
     "batch_normalization_of_two",
     "StackOverflow",
-    "batch normalization over batches of two, whose statistics are noise",
+    "batch normalization over batches of two: noise that inference does not have",
     "inference_gap",
     ("norm1", "norm2"),
     wrong={**_NORMALIZED, "batch_size": 2, "steps": 600},
