@@ -174,7 +174,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.apply and apply_first is None:
-        parser.error("--apply is not written yet: a remedy is a text, not a value")
+        parser.error("--apply is not written yet: see `apply_first`")
     warnings.filterwarnings("ignore", module="keras")  # it warns of some of the faults
     programs = [p for p in PROGRAMS if re.search(options.only, p.name)]
     repaired = distinct_repaired(programs)
