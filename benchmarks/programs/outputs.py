@@ -193,7 +193,7 @@ def _(last: str) -> Prepared:
     x = x / x.max(axis=0)  # as in the repaired form
     model = _nets.dense(4, [4, 8], 3, last, kernel="he_normal")
     model.compile(
-        keras.optimizers.Adam(0.003), "categorical_crossentropy", metrics=["accuracy"]
+        keras.optimizers.Adam(0.01), "categorical_crossentropy", metrics=["accuracy"]
     )
     return model, x, _data.one_hot(labels, 3), {"batch_size": 5}
 
