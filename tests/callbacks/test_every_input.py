@@ -179,7 +179,7 @@ def fitted(case, *callbacks):
     model.compile(**{"optimizer": "adam", "loss": "mse", **case.compile})
     data = [*case.data(), None, None]
     arguments = {"sample_weight": data[2]} if data[1] is not None else {}
-    if isinstance(data[0], (np.ndarray, list, dict, tf.Tensor)):
+    if data[1] is not None:  # a dataset has batches of its own
         arguments["batch_size"] = BATCH
     nets.traced_once(model)
     model.fit(

@@ -236,7 +236,8 @@ class Own(layers.Layer):
         return {"other": (tf.shape(x), x), "scaled": x * self.scale}
 
     def compute_output_spec(self, x):
-        return {"other": (keras.KerasTensor((3,), "int32"), x), "scaled": x}
+        first, second = (keras.KerasTensor(x.shape, x.dtype) for _ in range(2))
+        return {"other": (keras.KerasTensor((3,), "int32"), first), "scaled": second}
 
 
 CLASSES = {
