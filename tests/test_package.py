@@ -42,7 +42,8 @@ def test_the_parts_of_parts_are_looked_at():
 
 @each_public_module
 def test_every_exported_name_exists_and_is_sorted(module):
-    assert module.__all__ == sorted(module.__all__)
+    constants_first = sorted(module.__all__, key=lambda n: (not n.isupper(), n))
+    assert module.__all__ == constants_first
     for name in module.__all__:
         assert hasattr(module, name)
 

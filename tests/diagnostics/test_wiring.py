@@ -113,6 +113,9 @@ MISMATCHES = {
     "tanh for -7 to 7": (net, 1, "tanh", own_squares, REAL * 2),
     "logits of a model that is not a graph": (Subclass, 3, None,
                                               "categorical_crossentropy", ONE_HOT),
+    "softmax of softmax": (net, 3, "softmax", "categorical_crossentropy", ONE_HOT,
+                           layers.Softmax()),
+    "a logarithm of any number": (net, 1, None, "poisson", np.abs(REAL)),
     "one target against three outputs": (net, 3, None, "mse", REAL),
 }  # fmt: skip
 
@@ -145,8 +148,8 @@ both_ways = pytest.mark.parametrize("way", ["monitor", "diagnose"])
 @both_ways
 @pytest.mark.parametrize("name", MISMATCHES)
 def test_an_output_that_does_not_fit_is_named_first(name, way):
-    make, units, activation, loss, y = MISMATCHES[name]
-    first, *_ = found(make(units, activation), loss, y, way=way)
+    make, units, activation, loss, y, *last = MISMATCHES[name]
+    first, *_ = found(make(units, activation, *last), loss, y, way=way)
     assert first[0] == "output_mismatch"
     assert first[1] in ("output", "out")
 
@@ -236,6 +239,35 @@ def test_labels_of_more_classes_than_there_are():
     first = monitor.causes[0]
     assert first.place == ("bad_labels", "output")
     assert "1 to 3 for 3 classes" in first.evidence
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "loss", "y"),
+    [
+        (3, "softmax", "sparse_categorical_crossentropy", CLASS + 1),
+        (3, "softmax", "sparse_categorical_crossentropy", ONE_HOT),
+        (3, "softmax", "categorical_crossentropy", CLASS),
+        (3, "softmax", "categorical_crossentropy", CLASS[:, None]),
+    ],
+)
+def test_labels_of_which_no_loss_can_be_computed(units, activation, loss, y):
+    model = net(units, activation)
+    model.compile("adam", loss)
+    diagnosis = tfdeep.diagnose(model, X, y)
+    (cause,) = diagnosis.causes
+    assert cause.place == ("bad_labels", "output")
+    assert diagnosis.loss is None and "bad_labels at output" in str(diagnosis)
+
+
+def test_a_loss_that_compares_each_with_each():
+    class Squares(losses.Loss):
+        def call(self, y, p):
+            return keras.ops.square(y - p)
+
+    for y, is_well in ((REAL, True), (REAL[:, 0], False)):
+        for way in ("monitor", "diagnose"):
+            causes = found(net(1), Squares(), y, way=way)
+            assert causes == ([] if is_well else [("output_mismatch", "output")])
 
 
 def test_the_range_of_bad_labels_is_told_with_what_mends_it():

@@ -45,11 +45,14 @@ class Loss:
         name: Keras' name of the function; its own for one that Keras does not have.
         targets: What it takes for targets.
         predictions: What it takes for predictions.
+        compares_all: Whether it compares each of a row of targets with each of a
+            column of predictions.
     """
 
     name: str = ""
     targets: Targets = Targets.UNKNOWN
     predictions: Predictions = Predictions.UNKNOWN
+    compares_all: bool = False
 
     @property
     def is_regression(self) -> bool:
@@ -150,7 +153,8 @@ def facts(loss: Any) -> Loss:
     if isinstance(loss, functools.partial):
         from_logits = bool(loss.keywords.get("from_logits"))
         loss = loss.func
-    if isinstance(loss, keras.losses.Loss):
+    is_object = isinstance(loss, keras.losses.Loss)
+    if is_object:
         from_logits = bool(_config(loss).get("from_logits"))
         function = getattr(loss, "fn", None)
         loss = loss if function is None else function
@@ -160,6 +164,9 @@ def facts(loss: Any) -> Loss:
         found = _KNOWN.get(name, Loss(name))
     else:
         found = _recognized(loss) or Loss(name)
+        # Keras gives a function targets of the shape of the predictions.
+        if is_object:
+            found = dataclasses.replace(found, compares_all=_compares_all(loss))
     if from_logits and found.predictions in _LOGITS:
         return dataclasses.replace(found, predictions=_LOGITS[found.predictions])
     return found
@@ -195,6 +202,17 @@ def _recognized(function: Any) -> Loss | None:
                 else found
             )
     return None
+
+
+def _compares_all(loss: Any) -> bool:
+    """Whether a loss of a row of targets and a column of predictions is another one."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (5, 1))
+    column = rng.uniform(0.1, 0.9, (5, 1))
+    of_column, of_row = (_mean(loss, y, column) for y in (targets, targets[:, 0]))
+    if math.isnan(of_column) or math.isnan(of_row):
+        return False
+    return not math.isclose(of_column, of_row, rel_tol=1e-4)
 
 
 def _mean(function: Any, targets: np.ndarray, predictions: np.ndarray) -> float:

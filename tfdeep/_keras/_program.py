@@ -32,6 +32,8 @@ class Output:
         layer: Path of the layer that makes it; empty if unknown.
         activation: The activation it ends with; None if unknown, as after a merge.
         size: How many numbers the activation's axis has; 0 if unknown.
+        before: The activation of what that activation is applied to, where it is a
+            layer of its own; None if there is none, or unknown.
         loss: What is known of its loss.
         shape: Its shape; None if unknown.
         target_shape: The shape of its targets, once they were seen.
@@ -40,6 +42,7 @@ class Output:
     layer: str = ""
     activation: str | None = None
     size: int = 0
+    before: str | None = None
     loss: Loss = dataclasses.field(default_factory=Loss)
     shape: Shape | None = None
     target_shape: Shape | None = None
@@ -203,8 +206,15 @@ def _output(call: Call, loss: Loss, listed: Any) -> Output:
         layer=place.path if place.path in listed else call.path,
         activation=end.activation or _of_operation(end.layer),
         size=_size(end.layer),
+        before=_activation_before(end),
         loss=loss,
     )
+
+
+def _activation_before(end: Call) -> str | None:
+    if end.has_kernel or len(end.before) != 1:
+        return None
+    return end.before[0].activation or _of_operation(end.before[0].layer)
 
 
 def _only_reshapes(operation: Any) -> bool:

@@ -20,7 +20,7 @@ from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._train_step import TrainSteps
 from tfdeep.callbacks._monitored import Monitored, OnFinding
 from tfdeep.diagnostics import Finding, MonitorReport, Recording
-from tfdeep.diagnostics._causes import causes, explained
+from tfdeep.diagnostics._causes import causes
 from tfdeep.diagnostics.rules import Rule
 from tfdeep.errors import InvalidArgumentError, ModelError, SickLayerError
 from tfdeep.optimizers import Telemetry
@@ -232,9 +232,7 @@ class Watch:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the rules have found, of all optimizers."""
-        layers = [info.path for info in self._layers]
-        found = [f for part in self._parts.values() for f in part.findings]
-        return explained(found, layers) if len(self._parts) > 1 else tuple(found)
+        return tuple(f for part in self._parts.values() for f in part.findings)
 
     @property
     def causes(self) -> tuple[Finding, ...]:

@@ -24,6 +24,7 @@ from tfdeep._keras._layer_calls import LayerCall
 from tfdeep._keras._probe import Probe, probe
 from tfdeep._quantities import OF_BATCH, OF_LAYERS, OF_OUTPUTS
 from tfdeep.diagnostics._batch import (
+    Batch,
     loss_function,
     one_batch,
     random_gradient,
@@ -34,9 +35,9 @@ from tfdeep.diagnostics._diagnosis import Diagnosis, LayerDiagnosis
 from tfdeep.diagnostics._finding import Finding
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._remedy import Remedy
-from tfdeep.diagnostics.rules import BadInput, BadLabels, Rule
+from tfdeep.diagnostics.rules import BadInput, BadLabels, OutputMismatch, Rule
 from tfdeep.diagnostics.rules._checked import checked
-from tfdeep.errors import ModelError
+from tfdeep.errors import InvalidArgumentError, ModelError
 
 # Many rules ask that something lasts: what one batch shows is taken to last so long.
 _STEPS_IT_STANDS_FOR = 20
@@ -122,18 +123,22 @@ def diagnose(
     batch_size = _internals.batch_size(model)
     batch = one_batch(x, y, sample_weight, class_weight, batch_size)
     compute_loss = loss_function(model, batch, loss, loss_weights)
-    found = probe(model, batch.x, compute_loss or _random_loss(model))
+    try:
+        found = probe(model, batch.x, compute_loss or _random_loss(model))
+    except InvalidArgumentError:
+        # No loss can be computed; the labels may show why.
+        findings = _of_labels(model, batch, loss)
+        if not findings:
+            raise
+        return Diagnosis(model.name, batch.examples, None, (), explained(findings))
     layers = _architecture.describe(model)
     pairs = _batch_facts.pairs(batch.y, found.outputs)
     row = {**_row(found, layers), **_of_batch(batch.x, pairs)}
-    program = _program.describe(model, loss).seen(
-        [_program.seen_output(output, target) for target, output in pairs]
-    )
     recording = Recording(
         [v.path for v in found.variables],
         layers,
         stands_for=_STEPS_IT_STANDS_FOR,
-        program=program,
+        program=_program_of(model, loss, pairs),
     )
     recording.extend(row)
     recording.nonfinite_at = found.source.path
@@ -152,6 +157,23 @@ def diagnose(
         explained(list(once.values()), [layer.path for layer in layers]),
         layers,
     )
+
+
+def _program_of(
+    model: Any, loss: Any, pairs: Sequence[tuple[Any, Any]]
+) -> _program.Program:
+    outputs = [_program.seen_output(output, target) for target, output in pairs]
+    return _program.describe(model, loss).seen(outputs)
+
+
+def _of_labels(model: Any, batch: Batch, loss: Any) -> list[Finding]:
+    """What is wrong with the labels, by themselves and beside the outputs."""
+    pairs = _batch_facts.pairs(batch.y, model(batch.x, training=False))
+    recording = Recording(
+        [], _architecture.describe(model), program=_program_of(model, loss, pairs)
+    )
+    recording.extend({**_of_batch(batch.x, pairs), "norm": np.empty((1, 0))})
+    return _found([BadLabels(), OutputMismatch()], recording)
 
 
 def _found(rules: Sequence[Rule], recording: Recording) -> list[Finding]:

@@ -44,6 +44,7 @@ class BadLabels(Rule):
             targets = _Targets(recording, i)
             found = (
                 self._nonfinite(targets)
+                or _of_other_shape(output)
                 or self._out_of_range(targets, output)
                 or self._alike(recording, targets, output)
             )
@@ -140,6 +141,19 @@ class BadLabels(Rule):
     def _alike(
         self, recording: Recording, targets: _Targets, output: Output
     ) -> _Found | None:
+        has_norms = bool(recording.program.batch_norms)
+        if _measures.has_sorted_batches(recording) and not has_norms:
+            return (
+                "the examples of a batch all have the same target, and those of the "
+                "next another",
+                Remedy(
+                    "`dataset.shuffle(len(x))` before `batch`, or `shuffle=True` in "
+                    "`fit`",
+                    "data",
+                    before="sorted",
+                    after="shuffled",
+                ),
+            )
         if targets.spread > 1e-6 * max(abs(targets.low), abs(targets.high), 1e-30):
             return None
         if targets.examples < self.examples:
@@ -158,6 +172,36 @@ class BadLabels(Rule):
                 "labels of all classes",
             ),
         )
+
+
+def _of_other_shape(output: Output) -> _Found | None:
+    """One-hot rows for a loss of class numbers, and the reverse."""
+    shape, given, name = output.shape, output.target_shape, output.loss.name
+    if shape is None or given is None or output.size < 2:
+        return None
+    is_class = len(given) == len(shape) - 1 or given[-1] == 1
+    if output.loss.targets is Targets.CLASS and not is_class and given[-1] == shape[-1]:
+        return (
+            f"one-hot targets of shape {given} for {name}, which takes class numbers",
+            Remedy(
+                'loss="categorical_crossentropy", or `y.argmax(axis=-1)`',
+                "loss",
+                before=name,
+                after=name.removeprefix("sparse_"),
+            ),
+        )
+    if output.loss.targets is Targets.DISTRIBUTION and is_class:
+        return (
+            f"class numbers of shape {given} for {name}, which takes one-hot rows",
+            Remedy(
+                f'loss="sparse_categorical_crossentropy", or '
+                f"`keras.utils.to_categorical(y, {output.size})`",
+                "loss",
+                before=name,
+                after="sparse_categorical_crossentropy",
+            ),
+        )
+    return None
 
 
 class _Targets:

@@ -41,7 +41,25 @@ class InferenceGap(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         loss, validation, steps = _measures.losses_by_epoch(recording)
         norms = recording.program.batch_norms
-        if not norms or not len(validation):
+        if not norms:
+            return
+        if _measures.has_sorted_batches(recording):
+            yield Symptom(
+                norms[0][0],
+                "critical",
+                0,
+                "each batch holds examples of one target only, whose statistics are "
+                "not those of the data",
+                Remedy(
+                    "`dataset.shuffle(len(x))` before `batch`",
+                    "data",
+                    norms[0][0],
+                    "sorted",
+                    "shuffled",
+                ),
+            )
+            return
+        if not len(validation):
             return
         now, on_training = validation[-1], loss[-1]
         # An untrained net is as good as its start on any data.

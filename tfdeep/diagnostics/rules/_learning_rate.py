@@ -13,9 +13,6 @@ from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
-# Their first steps are as large as the rate, or a few times that.
-_SIGN_LIKE = ("Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Lion", "Lamb")
-
 
 @dataclasses.dataclass(frozen=True)
 class LearningRate(Rule):
@@ -56,7 +53,7 @@ class LearningRate(Rule):
                 f"the learning rate of {program.optimizer} is 0: nothing is learned",
                 _rate(rate, usual),
             )
-        elif program.optimizer in _SIGN_LIKE and "weight_norm" in recording:
+        elif program.optimizer in _measures.SIGN_LIKE:
             yield from self._too_large(recording, rate, usual)
 
     def _too_large(
@@ -64,16 +61,7 @@ class LearningRate(Rule):
     ) -> Iterable[Symptom]:
         if _measures.has_fallen(recording, 0.5) and recording.total_steps > 1:
             return
-        sizes = []
-        for layer, column in _measures.weighted_layers(recording):
-            count = layer.units * layer.fan_in
-            norms = recording["weight_norm"][:, column]
-            norms = norms[np.isfinite(norms)]
-            if count and len(norms) and layer.gain > 0:
-                sizes.append((count, norms[0] / np.sqrt(count)))
-        if not sizes:
-            return
-        _, size = max(sizes)
+        size = _measures.weight_scale(recording)
         if rate > self.ratio * size > 0:
             yield Symptom(
                 "",

@@ -389,6 +389,39 @@ def has_fallen_so_far(recording: Recording, to: float) -> bool:
     return bool(median(values[-5:]) < start - (1 - to) * abs(start))
 
 
+# Their steps move each weight by about the rate.
+SIGN_LIKE = ("Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Lion", "Lamb")
+
+
+@memoized
+def weight_scale(recording: Recording) -> float:
+    """The root mean square of the first weights of the largest kernel; 0 if unknown."""
+    sizes = [(0, 0.0)]
+    for layer, column in weighted_layers(recording):
+        count = layer.units * layer.fan_in
+        norms = recording["weight_norm"][:, column]
+        norms = norms[np.isfinite(norms)]
+        if count and len(norms) and layer.gain > 0:
+            sizes.append((count, float(norms[0]) / np.sqrt(count)))
+    return max(sizes)[1]
+
+
+@memoized
+def has_sorted_batches(recording: Recording) -> bool:
+    """Whether most batches of eight and more hold one target each, not the same one."""
+    if "target_spread" not in recording or recording["target_spread"].shape[1] != 1:
+        return False
+    spread, offset = (
+        of_output(recording, f"target_{name}", 0) for name in ("spread", "offset")
+    )
+    known = np.isfinite(spread) & (recording["examples"][:, 0] >= 8)
+    highest = of_output(recording, "target_max", 0)[known]
+    if known.sum() < 5 or not np.ptp(np.nan_to_num(highest)) + np.ptp(offset[known]):
+        return False
+    alike = spread[known] <= 1e-6 * np.maximum(np.abs(highest), 1e-30)
+    return bool(alike.mean() > 0.5)
+
+
 def losses_by_epoch(
     recording: Recording,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

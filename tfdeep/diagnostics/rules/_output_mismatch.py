@@ -65,6 +65,7 @@ class OutputMismatch(Rule):
             found = (
                 _repeated(output, seen)
                 or _of_one(output)
+                or _twice(output)
                 or _with_loss(output, seen)
                 or self._out_of_reach(output, seen)
             )
@@ -152,6 +153,19 @@ def _repeated(output: Output, seen: _Seen) -> _Found | None:
     shape, targets = output.shape, output.target_shape
     if shape is None or targets is None:
         return None
+    if output.loss.compares_all and len(targets) == 1 and len(shape) == 2:
+        return (
+            "critical",
+            f"{output.loss.name} compares each target, of shape {targets}, with each "
+            f"output, of shape {shape}",
+            Remedy(
+                "`y = y[:, None]`, or `keras.ops.reshape(y_true, "
+                "keras.ops.shape(y_pred))` in the loss",
+                "targets",
+                before=targets,
+                after=shape,
+            ),
+        )
     if output.loss.targets in (Targets.CLASS, Targets.UNKNOWN):
         return None
     inner, given = shape[1:], targets[1:]
@@ -218,12 +232,34 @@ def _of_one(output: Output) -> _Found | None:
     return None
 
 
+def _twice(output: Output) -> _Found | None:
+    if output.before not in _PROBABILITIES or output.activation not in _PROBABILITIES:
+        return None
+    return (
+        "critical",
+        f"{output.activation} of {output.before}: of numbers from 0 to 1 it gives "
+        "nearly equal ones",
+        Remedy(
+            f"activation=None in place of {output.before!r}: one activation is enough",
+            "output",
+            before=output.before,
+            after="linear",
+        ),
+    )
+
+
 def _with_loss(output: Output, seen: _Seen) -> _Found | None:
     loss, activation = output.loss, output.activation
     if activation is None or activation not in _layer_facts.ACTIVATIONS:
         return _by_values(loss, seen)
     if loss.takes_logits:
         return _for_logits(loss, activation)
+    if loss.name == "poisson" and _RANGES.get(activation, (-1.0, 1.0))[0] < 0:
+        return (
+            "critical",
+            f"{activation} for poisson, which takes the logarithm of its predictions",
+            _activation("softplus", activation),
+        )
     if loss.takes_probabilities:
         found = _for_probabilities(loss, activation)
         if found:

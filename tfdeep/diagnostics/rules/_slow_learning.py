@@ -26,14 +26,55 @@ class SlowLearning(Rule):
         steps: How many steps it must last.
         left: Fraction of the first loss that must be left.
         slope: Decrease of the loss over what the gradient promises.
+        step: The rate of Adam and its kin over the size of the weights, below which it
+            is foretold.
     """
 
     kind: ClassVar[str] = "slow_learning"
     steps: int = 200
     left: float = 0.7
     slope: float = 0.1
+    step: float = 1e-4
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
+        foretold = list(self._foretold(recording))
+        yield from foretold
+        if not foretold:
+            yield from self._measured(recording)
+
+    def _foretold(self, recording: Recording) -> Iterable[Symptom]:
+        """What the rate alone tells."""
+        program, rate = recording.program, recording.program.learning_rate
+        if not rate > 0 or program.is_scheduled or not recording.total_steps:
+            return
+        if not _measures.is_untouched(recording):
+            return
+        if recording.total_steps > 50 and _measures.has_fallen(recording, self.left):
+            return
+        if program.optimizer == "Adadelta" and rate < 0.1:
+            yield Symptom(
+                "",
+                "warning",
+                0,
+                f"Adadelta with a learning rate of {rate:.4g}, Keras' default: the "
+                "method has none, which is a rate of 1",
+                _measures.rate_remedy(rate, 1.0 / rate),
+            )
+            return
+        size = _measures.weight_scale(recording)
+        if program.optimizer in _measures.SIGN_LIKE and 0 < rate < self.step * size:
+            factor = 10.0 ** np.round(np.log10(0.02 * size / rate))
+            yield Symptom(
+                "",
+                "warning",
+                0,
+                f"{program.optimizer} moves a weight by about {rate:.2g} in a step, "
+                f"and the weights have a size of {size:.2g}: it takes "
+                f"{size / rate:,.0f} steps to change them by as much",
+                _measures.rate_remedy(rate, float(factor)),
+            )
+
+    def _measured(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.data_loss(recording)
         if recording.total_steps < self.steps or not _measures.is_untouched(recording):
             return

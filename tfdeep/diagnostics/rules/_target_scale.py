@@ -30,6 +30,8 @@ class TargetScale(Rule):
     Args:
         steps: How many of the largest steps the targets may be away.
         scale: Root mean square of the targets, from which on it is looked at.
+        fine: Standard deviation of the targets over the largest such step, below
+            which steps are too coarse for them.
         ratio: Size of an update over that of the weights, for optimizers whose steps
             grow with the gradient.
 
@@ -40,11 +42,12 @@ class TargetScale(Rule):
     patience: ClassVar[int] = 1
     steps: float = 1000.0
     scale: float = 10.0
+    fine: float = 0.1
     ratio: float = 0.1
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         program = recording.program
-        if recording.lasted > 200 and _measures.has_fallen(recording, 0.1):
+        if recording.total_steps > 50 and _measures.has_fallen(recording, 0.5):
             return
         for i, output in enumerate(program.outputs):
             if not output.loss.is_regression or output.activation not in (
@@ -59,13 +62,10 @@ class TargetScale(Rule):
                 for name in ("offset", "spread")
             )
             size = float(np.hypot(offset, spread))
-            if not size > self.scale:
-                continue
-            problem = (
-                self._too_far(recording, output.layer, size, i)
-                if program.normalizes
-                else self._too_violent(recording)
-            )
+            if program.normalizes:
+                problem = self._too_far(recording, output.layer, size, spread, i)
+            else:
+                problem = self._too_violent(recording) if size > self.scale else None
             if problem:
                 yield Symptom(
                     output.layer,
@@ -84,7 +84,7 @@ class TargetScale(Rule):
                 )
 
     def _too_far(
-        self, recording: Recording, path: str, size: float, i: int
+        self, recording: Recording, path: str, size: float, spread: float, i: int
     ) -> str | None:
         rate = recording.program.learning_rate
         layer = next((x for x in recording.layers if x.path == path), None)
@@ -101,11 +101,13 @@ class TargetScale(Rule):
         if layer.gain > 0 and len(predicted) and np.isfinite(predicted[0]):
             inputs = max(float(predicted[0]) / layer.gain, 1e-3)
         step = rate * (layer.fan_in * inputs + 1)
-        if size < self.steps * step:
+        is_far = size > max(self.steps * step, self.scale)
+        if not is_far and not 0 < spread < self.fine * step:
             return None
         return (
             f"with a learning rate of {rate:.2g} a step of "
-            f"{recording.program.optimizer} moves an output by {step:.2g} at most"
+            f"{recording.program.optimizer} moves an output by {step:.2g} at "
+            "most"
         )
 
     def _too_violent(self, recording: Recording) -> str | None:
