@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import html
 import io
 import json
@@ -31,7 +32,11 @@ class Record:
 
 
 def _public(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in items if not name.startswith("_")}
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in items
+        if not name.startswith("_")
+    }
 
 
 def render_table(

@@ -16,6 +16,7 @@ import numpy as np
 from tfdeep._core._records import counted, short_number
 from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
+from tfdeep.diagnostics._causes import explained
 from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbors
 from tfdeep.diagnostics._monitor_report import Judgment, judgment_of, judgment_text
 from tfdeep.diagnostics._recording import Recording
@@ -204,8 +205,18 @@ def _findings(run: Run) -> list[str]:
             '<div class="finding well"><p>The rules found nothing wrong in the '
             f"{counted(run.recording.total_steps, 'step')} of this run.</p></div>"
         ]
-    groups = group_findings(run.findings, run.recording)
-    return [_finding(group) for group in groups]
+    layers = [layer.path for layer in run.recording.layers]
+    findings = explained(run.findings, layers)
+    groups = group_findings(findings, run.recording)
+    causes = [group for group in groups if group[0].explained_by is None]
+    causes.sort(key=lambda group: findings.index(group[0]))
+    cards, told = [], set()
+    for group in causes:
+        follow = [] if group[0].kind in told else group[0].explains
+        told.add(group[0].kind)
+        effects = [g for g in groups if g[0].explained_by and g[0].place in follow]
+        cards.append(_finding(group, effects))
+    return cards
 
 
 def group_findings(
@@ -235,7 +246,8 @@ def group_findings(
     return sorted(runs, key=key)
 
 
-def _finding(group: Sequence[Finding]) -> str:
+def _finding(group: Sequence[Finding], effects: Sequence[list[Finding]] = ()) -> str:
+    """The card of a cause, with what follows from it folded."""
     first = group[0]
     layers = list(dict.fromkeys(finding.layer for finding in group))
     where = f"<code>{_text(layers[0])}</code>" if layers[0] else "the net"
@@ -266,6 +278,13 @@ def _finding(group: Sequence[Finding]) -> str:
         )
     for remedy in dict.fromkeys(str(finding.remedy) for finding in group):
         parts.append(f"<p><strong>Fix:</strong> {_with_code(remedy)}</p>")
+    if effects:
+        kinds = dict.fromkeys(effect[0].kind.replace("_", " ") for effect in effects)
+        cards = "\n".join(_finding(effect) for effect in effects)
+        parts.append(
+            f"<details><summary>From it follows: {_text(', '.join(kinds))}</summary>"
+            f"{cards}</details>"
+        )
     parts.append("</div>")
     return "\n".join(parts)
 
