@@ -1,66 +1,59 @@
-"""Does to a net of the gym what a finding says helps."""
+"""Does to a net of the gym what a remedy says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tfdeep.diagnostics import Finding
+from tfdeep.diagnostics import Remedy
 
-# What a remedy names, in the words of the findings, and the setting that does it.
-_NAMED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("keras.initializers.HeNormal()", {"initializer": "he_normal"}),
-    ("keras.initializers.GlorotUniform()", {"initializer": "glorot_uniform"}),
-    ("keras.initializers.", {"query_gain": 1.0}),
-    ("keras.initializers.LecunNormal()", {"initializer": "lecun_normal"}),
-    ("GlorotUniform", {"initializer": "glorot_uniform"}),
-    ('recurrent_initializer="orthogonal"', {"recurrent_initializer": "orthogonal"}),
-    ("bias of zero", {"bias": 0.0}),
-    ("keras.layers.BatchNormalization()", {"normalization": "batch"}),
-    ("keras.layers.LayerNormalization()", {"normalization": "layer"}),
-    ('activation="relu"', {"activation": "relu"}),
-    ('activation="leaky_relu"', {"activation": "leaky_relu"}),
-    ("keras.layers.Add", {"residual": True}),
-    ("keras.layers.Normalization()", {"scale_inputs": True}),
-    ("ClipByGlobalNorm", {"clip_norm": 1.0}),
-    ("LossScaleOptimizer", {"loss_scale": True}),
-    ("add an epsilon", {"epsilon": 1e-3}),
-    ("add an epsilon", {"epsilon": 0.1}),
-    ("the batch of that step", {"bad_gain": 1.0}),
-    ("stop_gradient", {"stop_gradient": False}),
-    (".trainable = True", {"trainable": True}),
-    ("check what lies between", {"scale": 1.0}),
-)
-_FACTORS = (
-    ("a tenth", 0.1),
-    ("a hundredth", 0.01),
-    ("a tenth", 0.001),  # and again
-    ("raise it tenfold", 1e2),
-    ("raise it tenfold", 1e3),
-    ("raise it tenfold", 1e4),
-    ("raise it tenfold", 1e5),
-)
+# What somebody finds who looks where a finding says, if the net has it.
+_LOOKED_FOR: dict[str, Any] = {
+    "stop_gradient": False,
+    "scale": 1.0,
+    "bad_gain": 1.0,
+    "epsilon": 0.1,
+    "loss_scale": True,
+}
 
 
-def named_by(finding: Finding, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings that a finding's remedy asks for: each alternative, then all.
+def applied(remedy: Remedy, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a net that a remedy changes; empty if it cannot be done.
 
     Args:
-        finding: What was found.
+        remedy: The remedy of a finding.
         settings: The settings of the sick net.
     """
-    text = finding.remedy
-    found = [change for words, change in _NAMED if words in text]
-    yield from found
-    rate = settings.get("learning_rate", 0.1)
-    for words, factor in _FACTORS:
-        if words in text and isinstance(rate, float):
-            yield {"learning_rate": rate * factor}
-    # What is between two semicolons belongs together; then all of it.
-    for part in (*text.split(";"), text):
-        together: dict[str, Any] = {}
-        for words, change in _NAMED:
-            if words in part and not set(change) & set(together):
-                together |= change
-        if len(together) > 1:
-            yield together
+    after = remedy.after
+    if remedy.change == "initializer":
+        # The first weights, and all that stands for them in a net of the gym.
+        changes = {"initializer": after, "bias": 0.0, "query_gain": 1.0}
+        if after == "orthogonal":
+            changes |= {
+                "initializer": "glorot_uniform",
+                "recurrent_initializer": "orthogonal",
+            }
+        return {name: value for name, value in changes.items() if name in settings}
+    if remedy.change == "learning_rate":
+        rate = settings.get("learning_rate", 0.1)
+        if isinstance(after, str):
+            after = rate * float(after.removeprefix("x "))
+        return {"learning_rate": after}
+    if remedy.change in ("look", "data"):
+        return {name: _LOOKED_FOR[name] for name in _LOOKED_FOR if name in settings}
+    others: dict[str, dict[str, Any]] = {
+        "activation": {"activation": after, "initializer": "he_normal"},
+        "normalization": {"normalization": _normalization(after)},
+        "skip_connections": {"residual": True},
+        "inputs": {"scale_inputs": True},
+        "clipping": {"clip_norm": after},
+        "trainable": {"trainable": True},
+    }
+    changes = others.get(remedy.change, {})
+    if remedy.change == "skip_connections" and "Normalization" in after:
+        changes |= {"normalization": _normalization(after)}
+    return changes
+
+
+def _normalization(name: str) -> str:
+    return "layer" if "LayerNormalization" in name else "batch"

@@ -90,7 +90,7 @@ _POOR_START: tuple[Case, ...] = (
     make_case(
         "equal_weights",
         "dense",
-        ("rank_collapse", "poor_initialization"),
+        ("equal_units", "rank_collapse"),
         _hidden(2, 3),
         activation="tanh",
         initializer=keras.initializers.Constant(0.02),
@@ -234,7 +234,7 @@ _RATE: tuple[Case, ...] = (
     make_case(
         "adam_rate_100_times_too_high",
         "dense",
-        ("update_too_large", "dead_units", "loss_spike"),
+        ("learning_rate", "update_too_large", "dead_units", "loss_spike"),
         optimizer="adam",
         learning_rate=0.5,
         remedy={"learning_rate": 0.005},
@@ -263,7 +263,7 @@ _RATE: tuple[Case, ...] = (
     make_case(
         "adam_rate_100000_times_too_low",
         "recurrent",
-        ("update_too_small", "stalled"),
+        ("slow_learning", "update_too_small", "stalled"),
         learning_rate=1e-7,
         remedy={"learning_rate": 0.01},
     ),

@@ -11,6 +11,7 @@ import numpy as np
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -152,13 +153,17 @@ def _culprit(recording: Recording, blocking: LayerInfo) -> LayerInfo:
     return culprit
 
 
-def _remedy(recording: Recording, step: int) -> str:
+def _remedy(recording: Recording, step: int) -> Remedy:
     if step < 5:
-        return (
+        return Remedy(
             "keras.initializers.HeNormal() and a bias of zero bring them back; "
-            'activation="leaky_relu" cannot die'
+            'activation="leaky_relu" cannot die',
+            "initializer",
+            after="he_normal",
         )
-    return (
-        "keras.initializers.HeNormal() or a tenth of the learning rate brings them "
-        'back; activation="leaky_relu" cannot die'
+    rate = recording.program.learning_rate
+    return dataclasses.replace(
+        _measures.rate_remedy(rate, 0.1),
+        text="a tenth of the learning rate, or keras.initializers.HeNormal(), keeps "
+        'them alive; activation="leaky_relu" cannot die',
     )

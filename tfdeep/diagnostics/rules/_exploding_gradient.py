@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -117,18 +118,23 @@ def _first_step(recording: Recording, column: int, limit: float) -> int:
     return int(recording.steps[over[0]]) if len(over) else 0
 
 
-def _remedy(recording: Recording, layer: object) -> str:
+def _remedy(recording: Recording, layer: object) -> Remedy:
     clip = (
         "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) or a tenth of "
         "the learning rate bounds the step"
     )
     if getattr(layer, "recurrent_kernel", None):
-        return f'recurrent_initializer="orthogonal"; {clip}'
+        text = f'recurrent_initializer="orthogonal"; {clip}'
+        return Remedy(text, "initializer", after="orthogonal")
     if any(other.is_normalization for other in recording.layers):
-        return f"skip connections (keras.layers.Add) around each block; {clip}"
+        text = f"skip connections (keras.layers.Add) around each block; {clip}"
+        return Remedy(text, "skip_connections", after="Add")
     if _measures.is_untouched(recording):
-        return (
-            "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform), "
-            f"keras.layers.BatchNormalization() in each block; {clip}"
+        return Remedy(
+            "keras.layers.BatchNormalization() in each block, or "
+            "keras.initializers.HeNormal() (of tanh and sigmoid, GlorotUniform); "
+            f"{clip}",
+            "normalization",
+            after="BatchNormalization",
         )
-    return clip
+    return Remedy(clip, "clipping", after=1.0)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -73,6 +74,12 @@ class InputScale(Rule):
             "warning",
             0,
             evidence,
-            "keras.layers.Normalization(), adapted to the training data, in front of "
-            "it; or keras.layers.Rescaling(1 / 255) for pixels",
+            Remedy(
+                "keras.layers.Normalization(), adapted to the training data, in front "
+                "of it; or keras.layers.Rescaling(1 / 255) for pixels",
+                "inputs",
+                layer.path,
+                (float(offset), float(spread)),
+                (0.0, 1.0),
+            ),
         )

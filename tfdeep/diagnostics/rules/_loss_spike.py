@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -48,10 +49,13 @@ class LossSpike(Rule):
             int(recording.steps[place]),
             f"the loss jumped to {loss[place]:.3g} from at most {highest:.3g}; "
             "this layer's gradient grew most",
-            "look at the batch of that step; "
-            "tfdeep.optimizers.ZScoreClip(optimizer) or "
-            "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) "
-            "bounds what one batch can do",
+            Remedy(
+                "look at the batch of that step; "
+                "tfdeep.optimizers.ZScoreClip(optimizer) or "
+                "tfdeep.optimizers.ClipByGlobalNorm(optimizer, clip_norm=1.0) "
+                "bounds what one batch can do",
+                "data",
+            ),
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._dead_units import DeadUnits
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
@@ -194,7 +195,13 @@ def _frozen_at_random(recording: Recording) -> Iterable[Symptom]:
                 "warning",
                 0,
                 "it is frozen at the values of its initializer, between trained layers",
-                f'model.get_layer("{layer.path}").trainable = True before '
-                "model.compile, or tfdeep.unfreeze(model, ...), lets it learn; "
-                "tfdeep.restore first, if it was to be pretrained",
+                Remedy(
+                    f'model.get_layer("{layer.path}").trainable = True before '
+                    "model.compile, or tfdeep.unfreeze(model, ...), lets it learn; "
+                    "tfdeep.restore first, if it was to be pretrained",
+                    "trainable",
+                    layer.path,
+                    False,
+                    True,
+                ),
             )

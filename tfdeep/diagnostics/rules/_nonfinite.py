@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -85,7 +86,9 @@ class NonFinite(Rule):
                 step,
                 _evidence(recording, place, path, forward, overflows),
                 # What overflows in one layer makes infinite entries below it.
-                _TOO_LARGE if overflows else _remedy(recording, place),
+                Remedy(_TOO_LARGE, "initializer", after="he_normal")
+                if overflows
+                else _remedy(recording, place),
             )
 
 
@@ -175,11 +178,11 @@ def _evidence(
     return f"its gradient is NaN or infinite{before}"
 
 
-def _remedy(recording: Recording, place: int) -> str:
+def _remedy(recording: Recording, place: int) -> Remedy:
     norm = recording["norm"][:place]
     has_grown = _measures.largest(norm[-4:]) > 30 * _measures.largest(norm[:1])
     if has_grown:
-        return _GROWN
+        return Remedy(_GROWN, "clipping", after=1.0)
     if place < 3:
-        return f"{_SUDDEN}; if the loss is far too large, {_GROWN}"
-    return _SUDDEN
+        return Remedy(f"{_SUDDEN}; if the loss is far too large, {_GROWN}")
+    return Remedy(_SUDDEN)

@@ -13,6 +13,7 @@ from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_facts import Shape
 from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -229,31 +230,50 @@ def _has_gradient(recording: Recording, layer: LayerInfo) -> bool:
     return bool(np.nan_to_num(recording["norm"][:, column]).any())
 
 
-def _remedy(activation: str, layer: LayerInfo, grows: bool) -> str:
+def _remedy(activation: str, layer: LayerInfo, grows: bool) -> Remedy:
+    def of(change: str, after: str, text: str) -> Remedy:
+        return Remedy(text, change, layer.path, after=after)
+
     if grows and layer.inputs and layer.gain < _USUAL_GAIN:
-        return (
+        return of(
+            "normalization",
+            "BatchNormalization",
             "its own weights have the usual scale; the sums before it grow: "
             "keras.layers.BatchNormalization() in each block, or "
-            "tfdeep.initializers.Fixup for the branches"
+            "tfdeep.initializers.Fixup for the branches",
         )
-    if layer.recurrent_gain > 2:
-        return (
+    if layer.recurrent_gain > PoorInitialization.repeated:
+        return of(
+            "initializer",
+            "orthogonal",
             'recurrent_initializer="orthogonal" and '
-            "keras.initializers.GlorotUniform(), the defaults, keep the scale"
+            "keras.initializers.GlorotUniform(), the defaults, keep the scale",
         )
     facts = activation_facts(activation)
     if facts.saturates and facts.is_positive:
         # Small weights would leave the middle of a deep stack without a gradient.
-        return (
+        return of(
+            "activation",
+            "relu",
+            'activation="relu" with keras.initializers.HeNormal(); or '
             "keras.initializers.GlorotUniform() with keras.layers.BatchNormalization() "
-            'before the activation; or activation="relu" with '
-            "keras.initializers.HeNormal()"
+            "before the activation",
         )
     if facts.saturates:
-        return "keras.initializers.GlorotUniform() keeps it in the middle"
+        return of(
+            "initializer",
+            "glorot_uniform",
+            "keras.initializers.GlorotUniform() keeps it in the middle",
+        )
     if activation == "selu":
-        return "keras.initializers.LecunNormal() keeps the scale"
-    return (
+        return of(
+            "initializer",
+            "lecun_normal",
+            "keras.initializers.LecunNormal() keeps the scale",
+        )
+    return of(
+        "initializer",
+        "he_normal",
         "keras.initializers.HeNormal() keeps the scale; so does "
-        "keras.layers.BatchNormalization() in each block"
+        "keras.layers.BatchNormalization() in each block",
     )

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -41,10 +42,12 @@ class RankCollapse(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if recording.lasted < 10 or _measures.has_fallen(recording, 0.8):
             return
-        remedy = (
-            "keras.initializers.HeNormal() or GlorotUniform() gives each unit weights "
-            "of its own; skip connections (keras.layers.Add) and "
-            "keras.layers.LayerNormalization() keep directions apart"
+        remedy = Remedy(
+            "skip connections (keras.layers.Add) and keras.layers.LayerNormalization() "
+            "keep directions apart; keras.initializers.HeNormal() or GlorotUniform() "
+            "gives each unit weights of its own",
+            "skip_connections",
+            after="Add, LayerNormalization",
         )
         yield from _alike_positions(recording, remedy)
         if "effective_rank" not in recording:
@@ -105,7 +108,7 @@ def _evidence(units: int, rank: float, below: float) -> str:
     )
 
 
-def _alike_positions(recording: Recording, remedy: str) -> Iterable[Symptom]:
+def _alike_positions(recording: Recording, remedy: Remedy) -> Iterable[Symptom]:
     """Attention over positions that are all the same: queries and keys learn nothing.
 
     The gradient of both vanishes beside that of the values, although their weights are

@@ -11,21 +11,28 @@ import numpy as np
 from tfdeep._keras._architecture import LayerInfo
 from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
-_START = (
+_START = Remedy(
     "keras.initializers.GlorotUniform() with a bias of zero, and inputs of unit scale "
     "(keras.layers.Normalization), start it in the middle; "
-    "keras.layers.BatchNormalization() before the activation keeps it there"
+    "keras.layers.BatchNormalization() before the activation keeps it there",
+    "initializer",
+    after="glorot_uniform",
 )
-_RECURRENT = (
+_RECURRENT = Remedy(
     'the defaults, recurrent_initializer="orthogonal" and of keras.layers.LSTM '
-    "unit_forget_bias=True, carry it through time"
+    "unit_forget_bias=True, carry it through time",
+    "initializer",
+    after="orthogonal",
 )
-_LATER = (
+_LATER = Remedy(
     "a tenth of the learning rate keeps it from the ends; "
-    "keras.layers.BatchNormalization() before the activation brings it back"
+    "keras.layers.BatchNormalization() before the activation brings it back",
+    "learning_rate",
+    after="x 0.1",
 )
 
 _FEWEST = 8  # examples without which nothing is said

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -69,5 +70,15 @@ class UpdateTooSmall(Rule):
                 int(steps[0]),
                 f"a step changes its weights by {ratio[-1, i]:.1g} of their size; the "
                 f"loss can fall by {latest.max():.1g} of itself at most",
-                "a larger learning rate: raise it tenfold until the loss falls",
+                _larger(recording, float(latest.max()), self.progress),
             )
+
+
+def _larger(recording: Recording, progress: float, least: float) -> Remedy:
+    """The power of ten by which a step can lower the loss by a percent."""
+    factor = 10.0 ** np.clip(
+        np.round(np.log10(1000 * least / max(progress, 1e-30))), 1, 6
+    )
+    remedy = _measures.rate_remedy(recording.program.learning_rate, float(factor))
+    text = f"{remedy.text}; raise it tenfold until the loss falls"
+    return dataclasses.replace(remedy, text=text)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdeep._keras._layer_facts import activation as activation_facts
 from tfdeep.diagnostics._recording import Recording
+from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
@@ -55,11 +56,14 @@ class VanishingGradient(Rule):
             )
 
 
-def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str:  # type: ignore[type-arg]
+def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> Remedy:  # type: ignore[type-arg]
     if layers[i].recurrent_kernel is not None:
-        return (
+        return Remedy(
             'recurrent_initializer="orthogonal", keras.layers.LSTM or keras.layers.GRU '
-            "carry it through time"
+            "carry it through time",
+            "initializer",
+            layers[i].path,
+            after="orthogonal",
         )
     # One sudden drop is something between two layers; a steady one is the layers.
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -67,18 +71,25 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> str
     drops = np.where(np.isfinite(drops), drops, 0)
     place = int(drops.argmax())
     if drops[place] > 3 and drops[place] > 0.8 * drops.sum():
-        return (
+        return Remedy(
             f"check what lies between {layers[place].path} and "
-            f"{layers[place + 1].path} (a small factor, a saturated function)"
+            f"{layers[place + 1].path} (a small factor, a saturated function)",
+            "look",
+            layers[place].path,
         )
     activation = _measures.activation_of(recording, layers[i])
     if activation_facts(activation).saturates:
-        return (
+        return Remedy(
             'activation="relu" with keras.initializers.HeNormal(); or '
             "keras.layers.BatchNormalization() before each activation; or skip "
-            "connections (keras.layers.Add)"
+            "connections (keras.layers.Add)",
+            "activation",
+            before=activation,
+            after="relu",
         )
-    return (
+    return Remedy(
         "keras.initializers.HeNormal(); or keras.layers.BatchNormalization() before "
-        "each activation; or skip connections (keras.layers.Add)"
+        "each activation; or skip connections (keras.layers.Add)",
+        "initializer",
+        after="he_normal",
     )
