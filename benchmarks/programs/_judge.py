@@ -8,7 +8,7 @@ from typing import Any
 
 import tfdeep
 from benchmarks.programs._program import Prepared, Program
-from benchmarks.programs._train import STEPS, Outcome, first_batch, train
+from benchmarks.programs._train import STEPS, Outcome, data, train
 
 VERDICTS = ("first", "named", "missed")
 
@@ -53,7 +53,7 @@ def ask_monitor(prepared: Prepared, steps: int = STEPS) -> tuple[Said, Outcome]:
 def ask_diagnose(prepared: Prepared) -> Said:
     """What `diagnose` finds in a program before training."""
     try:
-        return _said(tfdeep.diagnose(prepared[0], *first_batch(prepared)))
+        return _said(tfdeep.diagnose(prepared[0], *data(prepared)))
     except Exception as raised:
         return Said((), (), _short(raised))
 

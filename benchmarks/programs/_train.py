@@ -8,13 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from benchmarks.programs._program import Prepared
 
 STEPS = 300
 _FIRST, _LAST = 5, 20  # steps that the losses before and after are means of
-_LEAST_ROWS = 32
 
 
 class Losses(keras.callbacks.Callback):
@@ -107,18 +105,10 @@ def train(
     )
 
 
-def first_batch(prepared: Prepared) -> tuple[Any, Any]:
-    """The batch that a user would give to `diagnose`.
-
-    It is the first of the fit, and at least 32 rows where the data are arrays.
-    """
-    _, x, y, arguments = prepared
-    if isinstance(x, tf.data.Dataset):
-        return next(iter(x))[:2]
-    rows = max(arguments.get("batch_size", 32), _LEAST_ROWS)
-    return tuple(
-        tf.nest.map_structure(lambda array: array[:rows], part) for part in (x, y)
-    )
+def data(prepared: Prepared) -> tuple[Any, Any]:
+    """The inputs and targets that a user would give to `diagnose`: all of them."""
+    _, x, y, _ = prepared
+    return x, y
 
 
 def _means(logs: list[dict[str, float]]) -> dict[str, float]:

@@ -64,6 +64,22 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """A batch normalization.
+
+    Attributes:
+        layer: Its path.
+        momentum: That of its moving averages.
+        places: How many numbers of an example go into each of its statistics; 0 if
+            unknown.
+    """
+
+    layer: str
+    momentum: float
+    places: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """How a model is trained.
 
@@ -75,7 +91,7 @@ class Program:
         normalizes: Whether a step has the size of the rate, whatever the gradient's.
         wrappers: Names of the classes around the optimizer.
         dropouts: The rates of the dropout layers, by path.
-        batch_norms: The momentums of the batch normalizations that train, by path.
+        batch_norms: The batch normalizations that train.
         images: What the first convolutions read.
         linear_layers: Paths of the layers with kernels, if the model computes a linear
             function; empty otherwise, or if unknown.
@@ -88,7 +104,7 @@ class Program:
     normalizes: bool = False
     wrappers: tuple[str, ...] = ()
     dropouts: tuple[tuple[str, float], ...] = ()
-    batch_norms: tuple[tuple[str, float], ...] = ()
+    batch_norms: tuple[BatchNorm, ...] = ()
     images: tuple[Image, ...] = ()
     linear_layers: tuple[str, ...] = ()
 
@@ -137,7 +153,7 @@ def describe(model: Any, loss: Any = None) -> Program:
             for path, layer in layers_of_kind(model, _DROPOUTS).items()
         ),
         batch_norms=tuple(
-            (path, float(layer.momentum))
+            BatchNorm(path, float(layer.momentum), _places(layer))
             for path, layer in layers_of_kind(
                 model, keras.layers.BatchNormalization
             ).items()
@@ -146,6 +162,14 @@ def describe(model: Any, loss: Any = None) -> Program:
         images=_images(found),
         linear_layers=_linear_layers(found, ends),
     )
+
+
+def _places(layer: Any) -> int:
+    try:
+        shape = layer.input.shape[1:-1]
+    except (AttributeError, ValueError):  # called several times, or not in a graph
+        return 0
+    return math.prod(shape) if None not in shape else 0
 
 
 _DROPOUTS = (

@@ -38,7 +38,7 @@ from tfdeep.diagnostics._finding import group_text, grouped
 from tfdeep.diagnostics._monitor_report import judgment_of
 from tfdeep.diagnostics.rules import Rule, default_rules
 from tfdeep.diagnostics.rules._checked import checked
-from tfdeep.diagnostics.rules._measures import has_fallen
+from tfdeep.diagnostics.rules._measures import has_learned
 from tfdeep.errors import (
     InvalidArgumentError,
     ModelError,
@@ -188,17 +188,17 @@ class Monitored:
     def findings(self) -> tuple[Finding, ...]:
         """What the rules have found: each cause, then what follows from it.
 
-        What was critical and was not seen again is left out once the loss has come
-        down to a half.
+        What was not seen again is left out once the net has learned, to half of the
+        loss that knowing nothing gives.
         """
         recording = self.recording
         standing = [f for f in self._findings if not self._is_over(f, recording)]
         return explained(standing, [layer.path for layer in recording.layers])
 
     def _is_over(self, finding: Finding, recording: Recording) -> bool:
-        if finding.severity != "critical" or self._examiner.stands(finding):
+        if self._examiner.stands(finding):
             return False
-        return bool(recording.total_steps) and has_fallen(recording, 0.5)
+        return bool(recording.total_steps) and has_learned(recording, 0.5)
 
     @property
     def causes(self) -> tuple[Finding, ...]:

@@ -45,7 +45,7 @@ class InferenceGap(Rule):
             return
         if _measures.has_sorted_batches(recording):
             yield Symptom(
-                norms[0][0],
+                norms[0].layer,
                 "critical",
                 0,
                 "each batch holds examples of one target only, whose statistics are "
@@ -53,11 +53,20 @@ class InferenceGap(Rule):
                 Remedy(
                     "`dataset.shuffle(len(x))` before `batch`",
                     "data",
-                    norms[0][0],
+                    norms[0].layer,
                     "sorted",
                     "shuffled",
                 ),
             )
+            return
+        known = "examples" in recording
+        examples = _measures.median(recording["examples"]) if known else np.nan
+        smallest = min(norms, key=lambda norm: norm.places or np.inf)
+        size = examples * (smallest.places or np.inf)
+        is_small = size < self.examples
+        if is_small and size < 4 and not _measures.has_learned(recording, 0.5):
+            if recording.total_steps >= 50:
+                yield self._of_noise(smallest.layer, size, 0, "")
             return
         if not len(validation):
             return
@@ -67,39 +76,39 @@ class InferenceGap(Rule):
         gap = self.gap if has_learned else 10 * self.gap
         if not now > gap * on_training > 0:
             return
-        path, momentum = max(norms, key=lambda pair: pair[1])
-        left = momentum**recording.total_steps
-        known = "examples" in recording
-        size = _measures.median(recording["examples"]) if known else np.nan
+        slowest = max(norms, key=lambda norm: norm.momentum)
+        left = slowest.momentum**recording.total_steps
+        found = f"validation loss {now:.3g}, loss {on_training:.3g}: "
         if left > self.left:
             yield Symptom(
-                path,
+                slowest.layer,
                 "critical",
                 int(steps[-1]),
-                f"validation loss {now:.3g}, loss {on_training:.3g}: after "
-                f"{recording.total_steps:,} steps its moving averages still hold "
-                f"{left:.0%} of their first values",
+                f"{found}after {recording.total_steps:,} steps its moving averages "
+                f"still hold {left:.0%} of their first values",
                 Remedy(
                     "keras.layers.BatchNormalization(momentum=0.9), or "
                     "tfdeep.surgery.recalibrate(model, dataset) after training",
                     "normalization",
-                    path,
-                    momentum,
+                    slowest.layer,
+                    slowest.momentum,
                     0.9,
                 ),
             )
-        elif size < self.examples:
-            yield Symptom(
+        elif is_small:
+            yield self._of_noise(smallest.layer, size, int(steps[-1]), found)
+
+    def _of_noise(self, path: str, size: float, step: int, found: str) -> Symptom:
+        return Symptom(
+            path,
+            "critical",
+            step,
+            f"{found}statistics of {size:.0f} numbers at a time are mostly noise",
+            Remedy(
+                "batches of 16 and more, or keras.layers.GroupNormalization",
+                "normalization",
                 path,
-                "critical",
-                int(steps[-1]),
-                f"validation loss {now:.3g}, loss {on_training:.3g}: the statistics of "
-                f"{size:.0f} examples at a time are mostly noise",
-                Remedy(
-                    "batches of 16 and more, or keras.layers.GroupNormalization",
-                    "normalization",
-                    path,
-                    "BatchNormalization",
-                    "GroupNormalization",
-                ),
-            )
+                "BatchNormalization",
+                "GroupNormalization",
+            ),
+        )

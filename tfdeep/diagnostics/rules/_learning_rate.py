@@ -62,7 +62,7 @@ class LearningRate(Rule):
         if _measures.has_fallen(recording, 0.5) and recording.total_steps > 1:
             return
         size = _measures.weight_scale(recording)
-        if rate > self.ratio * size > 0:
+        if rate > self.ratio * size * _needed(recording) > 0:
             yield Symptom(
                 "",
                 "critical",
@@ -72,6 +72,23 @@ class LearningRate(Rule):
                 f"kernel have a size of {size:.2g}",
                 _rate(rate, usual),
             )
+
+
+def _needed(recording: Recording) -> float:
+    """By how much the weights have to grow for the targets of a regression."""
+    outputs = recording.program.outputs
+    if len(outputs) != 1 or not outputs[0].loss.is_regression:
+        return 1.0
+
+    def scale(of: str) -> float:
+        parts = [
+            _measures.of_output(recording, f"{of}_{name}", 0)[:1]
+            for name in ("offset", "spread")
+        ]
+        return float(np.hypot(*parts)[0]) if len(parts[0]) else np.nan
+
+    growth = scale("target") / max(scale("prediction"), 1e-30)
+    return float(np.nanmax([growth, 1.0]))
 
 
 def _rate(before: float, after: float) -> Remedy:

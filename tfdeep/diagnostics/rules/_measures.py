@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -379,6 +380,32 @@ def is_broken(recording: Recording) -> bool:
 
 
 @memoized
+def has_learned(recording: Recording, to: float) -> bool:
+    """Whether the loss is below this fraction of what knowing nothing gives.
+
+    Knowing nothing gives the spread of the targets, or the logarithm of the number of
+    classes; of other losses, what the loss was at first.
+    """
+    losses = data_loss(recording)
+    losses = losses[np.isfinite(losses)]
+    outputs = recording.program.outputs
+    if len(losses) < 50 or is_broken(recording) or len(outputs) > 1:
+        return len(losses) >= 50 and has_fallen(recording, to)
+    of_nothing = [float(losses[0])]
+    if outputs:
+        spread = median(of_output(recording, "target_spread", 0))
+        known = {
+            "mean_squared_error": spread**2,
+            "mean_absolute_error": spread,
+            "binary_crossentropy": math.log(2),
+            "categorical_crossentropy": math.log(max(outputs[0].size, 2)),
+            "sparse_categorical_crossentropy": math.log(max(outputs[0].size, 2)),
+        }
+        of_nothing.append(known.get(outputs[0].loss.name, np.inf))
+    return bool(median(losses[-5:]) < to * np.nanmin(of_nothing))
+
+
+@memoized
 def has_fallen_so_far(recording: Recording, to: float) -> bool:
     """Whether the loss had fallen to this fraction of its start while it was finite."""
     values = data_loss(recording)
@@ -425,15 +452,24 @@ def has_sorted_batches(recording: Recording) -> bool:
 def losses_by_epoch(
     recording: Recording,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loss and validation loss of the epochs that have both, and their last steps."""
-    rows = [
-        (logs["loss"], logs["val_loss"], step)
-        for step, logs in recording.epochs
-        if np.isfinite(logs.get("loss", np.nan))
-        and np.isfinite(logs.get("val_loss", np.nan))
-    ]
-    loss, validation, steps = np.array(rows, np.float64).reshape(-1, 3).T
-    return loss, validation, steps
+    """Loss and validation loss of the epochs that have both, and their last steps.
+
+    The loss is the mean of what was recorded in an epoch, with penalties, as the
+    validation loss is.
+    """
+    rows = []
+    first = 0
+    for step, logs in recording.epochs:
+        here = slice(*np.searchsorted(recording.steps, [first, step]))
+        losses = loss(recording)[here]
+        losses = losses[np.isfinite(losses)]
+        now = float(np.mean(losses)) if len(losses) else logs.get("loss", np.nan)
+        validation = logs.get("val_loss", np.nan)
+        if np.isfinite(now) and np.isfinite(validation):
+            rows.append((now, validation, step))
+        first = step
+    on_training, validation, steps = np.array(rows, np.float64).reshape(-1, 3).T
+    return on_training, validation, steps
 
 
 def rate_remedy(rate: float, factor: float) -> Remedy:

@@ -265,7 +265,9 @@ def _with_loss(output: Output, seen: _Seen) -> _Found | None:
         if found:
             return found
         if activation == "softmax" and output.size > 1:
-            return _softmax_for_fractions(loss, seen)
+            found = _softmax_for_fractions(loss, seen)
+            if found:
+                return found
         if (
             loss.predictions is Predictions.DISTRIBUTION
             and activation in ("sigmoid", "hard_sigmoid")

@@ -22,8 +22,10 @@ class Overfitting(Rule):
     training data went on falling.
 
     Args:
-        rise: Validation loss over its lowest value.
+        rise: Validation loss over its lowest value; Prechelt's generalization loss is
+            100 times this less one, and he stops at 5.
         fall: Loss over what it was at that epoch.
+        gap: Validation loss over the loss.
         epochs: For how many epochs.
 
     Reference: Prechelt, Early stopping - but when?, 1998.
@@ -31,9 +33,10 @@ class Overfitting(Rule):
 
     kind: ClassVar[str] = "overfitting"
     patience: ClassVar[int] = 1
-    rise: float = 1.2
+    rise: float = 1.05
     fall: float = 0.9
-    epochs: int = 2
+    gap: float = 1.5
+    epochs: int = 3
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         loss, validation, steps = _measures.losses_by_epoch(recording)
@@ -48,6 +51,8 @@ class Overfitting(Rule):
         if now - lowest < (self.rise - 1) * abs(lowest) or after[-1] <= lowest:
             return
         if not np.median(loss[-2:]) < self.fall * loss[best]:
+            return
+        if now < self.gap * loss[-1]:
             return
         yield Symptom(
             "",

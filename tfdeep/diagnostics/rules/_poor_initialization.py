@@ -60,7 +60,7 @@ class PoorInitialization(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if not _measures.is_untouched(recording):
             return
-        if recording.total_steps >= 50 and self._trains(recording):
+        if _measures.has_learned(recording, 0.5):
             return
         before, after, certain = _scales(recording)
         for layer in recording.layers:
@@ -76,14 +76,6 @@ class PoorInitialization(Rule):
                 grows = after[layer.path] > self.grown
                 remedy = _remedy(activation, layer, grows)
                 yield Symptom(layer.path, "critical", 0, evidence, remedy)
-
-    def _trains(self, recording: Recording) -> bool:
-        """Whether the loss has come down, and not only from a height of its own."""
-        if not _measures.has_fallen_so_far(recording, 0.5):
-            return False
-        loss = _measures.data_loss(recording)
-        is_small = _measures.median(loss[-5:]) < self.grown
-        return bool(is_small and not _measures.is_broken(recording))
 
     def _evidence(
         self,

@@ -47,7 +47,7 @@ class TargetScale(Rule):
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         program = recording.program
-        if recording.total_steps > 50 and _measures.has_fallen(recording, 0.5):
+        if _measures.has_learned(recording, 0.5):
             return
         for i, output in enumerate(program.outputs):
             if not output.loss.is_regression or output.activation not in (
@@ -119,7 +119,10 @@ class TargetScale(Rule):
             norm, weight = recording["norm"][0, column], _first_norm(recording, column)
             if weight > 0 and rate * norm / weight > largest:
                 largest, place = rate * float(norm) / weight, layer.path
-        if not largest > self.ratio:
+        # One gradient does not show whether the loss falls nevertheless.
+        if not largest > (1.0 if recording.total_steps == 1 else self.ratio):
+            return None
+        if _measures.has_fallen_so_far(recording, 0.5):
             return None
         return (
             f"the gradient grows with them, and the first step of {place} is "
