@@ -12,23 +12,8 @@ import numpy as np
 
 from benchmarks.gym import _nets
 from benchmarks.gym._data import digits
+from tfdeep.diagnostics import KINDS
 
-KINDS = (
-    "vanishing_gradient",
-    "exploding_gradient",
-    "nonfinite",
-    "dead_units",
-    "saturated_units",
-    "poor_initialization",
-    "no_gradient",
-    "frozen_but_trained",
-    "update_too_large",
-    "update_too_small",
-    "rank_collapse",
-    "input_scale",
-    "loss_spike",
-    "stalled",
-)
 FAMILIES = {
     "dense": _nets.dense,
     "convolutional": _nets.convolutional,

@@ -540,3 +540,16 @@ def test_thresholds_are_the_fields_of_a_rule():
 def test_there_is_one_rule_of_each_kind():
     kinds = [rule.kind for rule in rules.default_rules()]
     assert kinds == list(tfdeep.diagnostics.KINDS)
+
+
+def test_a_penalty_that_falls_hides_no_stalled_loss():
+    steps = rules.Stalled().steps
+    recording = Recording(["a/kernel"], [LayerInfo("a", "Dense", is_untouched=True)])
+    falling = np.linspace(10, 3, steps)[:, np.newaxis]
+    rows = {"norm": np.ones((steps, 1)), "loss": falling}
+    recording.extend(rows)
+    assert list(rules.Stalled().look(recording)) == []
+    recording = Recording(["a/kernel"], recording.layers)
+    recording.extend({**rows, "data_loss": np.full((steps, 1), 2.3)})
+    (symptom,) = rules.Stalled().look(recording)
+    assert "2.3 at first and is 2.3" in symptom.evidence

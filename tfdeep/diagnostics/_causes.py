@@ -37,6 +37,7 @@ LEADS_TO: dict[str, tuple[str, ...]] = {
     "poor_initialization": _ALL,
     "linear_net": _SLOW,
     "heavy_dropout": (*_SLOW, "loss_spike", "oscillating_loss", "rank_collapse"),
+    "inference_gap": ("overfitting",),
     "update_too_large": (*_STEPS, *_LOST, "vanishing_gradient", "stalled"),
     "exploding_gradient": (*_STEPS, *_LOST, "vanishing_gradient", "stalled"),
     "saturated_units": ("vanishing_gradient", "no_gradient", "rank_collapse", *_SLOW),

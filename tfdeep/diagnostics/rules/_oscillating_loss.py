@@ -17,14 +17,15 @@ from tfdeep.diagnostics.rules._rule import Rule, Symptom
 class OscillatingLoss(Rule):
     """The loss swings by as much as its own size, and has stopped falling.
 
-    Batches differ, and so does their loss; a mean over ten steps takes most of that
-    away. What still swings goes over the minimum and back, as steps do that are too
-    large for the curvature.
+    Batches differ, and so does their loss, by about its size over the root of their
+    number of examples; a mean over ten steps takes most of that away. What swings by
+    more goes over the minimum and back, as steps do that are too large for the
+    curvature.
 
     Args:
         steps: How many steps are looked at.
-        swing: Difference between the ninth and the first decile of the smoothed loss,
-            over its median.
+        swing: Difference between the ninth and the first decile of the smoothed loss
+            over its median, or the deviation from step to step over the median.
         ratio: Least `||update|| / ||weight||` of a step of some layer.
 
     Reference: Goodfellow, Bengio and Courville, Deep learning, 2016, section 8.3.1.
@@ -40,18 +41,24 @@ class OscillatingLoss(Rule):
         loss = loss[np.isfinite(loss)]
         if recording.lasted < self.steps or len(loss) < self.steps // 2:
             return
-        smooth = np.convolve(loss, np.full(10, 0.1), "valid")
-        low, middle, high = np.percentile(smooth, [10, 50, 90])
-        half = len(smooth) // 2
-        is_falling = np.median(smooth[half:]) < 0.9 * np.median(smooth[:half])
-        if not middle > 0 or high - low < self.swing * middle or is_falling:
-            return
         if _measures.has_fallen(recording, 0.1):
             return  # what is left is small
-        # Of independent batches, neighbors of the smoothed loss explain the next.
-        noise = np.std(np.diff(loss)) / np.sqrt(2 * 10)
-        if np.std(smooth) < 2 * noise:
+        half = len(loss) // 2
+        middle = float(np.median(loss))
+        is_falling = np.median(loss[half:]) < 0.9 * np.median(loss[:half])
+        if is_falling or not middle > 0:
             return
+        smooth = np.convolve(loss, np.full(10, 0.1), "valid")
+        low, high = np.percentile(smooth, [10, 90])
+        bounce = float(np.std(np.diff(loss)) / np.sqrt(2))
+        # Of independent batches a mean over ten steps swings by a third of this.
+        swings = high - low > self.swing * middle and np.std(smooth) > bounce / 1.6
+        examples = max(_measures.examples(recording), 1.0)
+        measured = max(len(recording.measured_steps), 1)
+        by_chance = 4 / np.sqrt(examples / measured)
+        if not swings and bounce < max(self.swing, by_chance) * middle:
+            return
+        low, high = np.percentile(loss, [10, 90])
         ratio, _, layers = _measures.relative_updates(recording)
         usual = _measures.median(ratio[-5:], axis=0) if len(ratio) else np.zeros(0)
         if not len(usual) or not np.nanmax(usual) > self.ratio:

@@ -28,6 +28,8 @@ class SlowLearning(Rule):
         slope: Decrease of the loss over what the gradient promises.
         step: The rate of Adam and its kin over the size of the weights, below which it
             is foretold.
+        progress: Largest decrease of the loss in the first step of SGD, over the loss,
+            below which it is foretold. Healthy nets of the gym have more than 0.02.
     """
 
     kind: ClassVar[str] = "slow_learning"
@@ -35,6 +37,7 @@ class SlowLearning(Rule):
     left: float = 0.7
     slope: float = 0.1
     step: float = 1e-4
+    progress: float = 1e-3
 
     def look(self, recording: Recording) -> Iterable[Symptom]:
         foretold = list(self._foretold(recording))
@@ -60,6 +63,20 @@ class SlowLearning(Rule):
                 "method has none, which is a rate of 1",
                 _measures.rate_remedy(rate, 1.0 / rate),
             )
+            return
+        if program.optimizer == "SGD":
+            norms = np.nan_to_num(recording["norm"][0], posinf=0)
+            progress = rate * np.sum(norms**2) / abs(_measures.data_loss(recording)[0])
+            if 0 < progress < self.progress:
+                factor = 10.0 ** np.round(np.log10(0.01 / progress))
+                yield Symptom(
+                    "",
+                    "warning",
+                    0,
+                    f"the first step of SGD can lower the loss by {progress:.2g} of "
+                    "itself at most",
+                    _measures.rate_remedy(rate, float(factor)),
+                )
             return
         size = _measures.weight_scale(recording)
         if program.optimizer in _measures.SIGN_LIKE and 0 < rate < self.step * size:

@@ -62,10 +62,11 @@ class TargetScale(Rule):
                 for name in ("offset", "spread")
             )
             size = float(np.hypot(offset, spread))
-            if program.normalizes:
+            problem = None
+            if program.optimizer in _measures.SIGN_LIKE:
                 problem = self._too_far(recording, output.layer, size, spread, i)
-            else:
-                problem = self._too_violent(recording) if size > self.scale else None
+            elif program.optimizer == "SGD" and size > self.scale:
+                problem = self._too_violent(recording)
             if problem:
                 yield Symptom(
                     output.layer,
