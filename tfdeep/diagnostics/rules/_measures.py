@@ -472,6 +472,14 @@ def losses_by_epoch(
     return on_training, validation, steps
 
 
+def usual_factor(ratio: float) -> float:
+    """The power of ten by which an update of this ratio becomes a usual one.
+
+    The median ratio of healthy nets of the gym is 0.02.
+    """
+    return float(10.0 ** np.clip(np.round(np.log10(0.02 / max(ratio, 1e-30))), -6, 6))
+
+
 def rate_remedy(rate: float, factor: float) -> Remedy:
     """Another learning rate, by a factor."""
     by = f"{factor:g} times larger" if factor > 1 else f"{1 / factor:g} times smaller"

@@ -68,19 +68,17 @@ class SlowLearning(Rule):
             norms = np.nan_to_num(recording["norm"][0], posinf=0)
             progress = rate * np.sum(norms**2) / abs(_measures.data_loss(recording)[0])
             if 0 < progress < self.progress:
-                factor = 10.0 ** np.round(np.log10(0.01 / progress))
                 yield Symptom(
                     "",
                     "warning",
                     0,
                     f"the first step of SGD can lower the loss by {progress:.2g} of "
                     "itself at most",
-                    _measures.rate_remedy(rate, float(factor)),
+                    _measures.rate_remedy(rate, self._factor(recording)),
                 )
             return
         size = _measures.weight_scale(recording)
         if program.optimizer in _measures.SIGN_LIKE and 0 < rate < self.step * size:
-            factor = 10.0 ** np.round(np.log10(0.02 * size / rate))
             yield Symptom(
                 "",
                 "warning",
@@ -88,8 +86,17 @@ class SlowLearning(Rule):
                 f"{program.optimizer} moves a weight by about {rate:.2g} in a step, "
                 f"and the weights have a size of {size:.2g}: it takes "
                 f"{size / rate:,.0f} steps to change them by as much",
-                _measures.rate_remedy(rate, float(factor)),
+                _measures.rate_remedy(rate, _measures.usual_factor(rate / size)),
             )
+
+    def _factor(self, recording: Recording) -> float:
+        """What makes the first step of SGD one of a usual size."""
+        weights = recording.at_steps("weight_norm")[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = recording.program.learning_rate * recording["norm"][0] / weights
+        columns = [column for _, column in _measures.weighted_layers(recording)]
+        ratios = ratio[columns]
+        return _measures.usual_factor(float(np.max(ratios[np.isfinite(ratios)])))
 
     def _measured(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.data_loss(recording)

@@ -50,7 +50,7 @@ class UpdateTooLarge(Rule):
                     int(steps[large[0]]),
                     f"a step changed its weights by {_measures.largest(values):.2g} of "
                     "their size, and the loss did not fall",
-                    _remedy(recording),
+                    _remedy(recording, float(values[large[0]])),
                 )
         if found or program.optimizer != "SGD" or program.is_scheduled:
             return
@@ -65,13 +65,14 @@ class UpdateTooLarge(Rule):
                     0,
                     f"by its gradient, the first step changes its weights by "
                     f"{foretold[column]:.2g} of their size",
-                    _remedy(recording),
+                    _remedy(recording, float(foretold[column])),
                 )
 
 
-def _remedy(recording: Recording) -> Remedy:
+def _remedy(recording: Recording, ratio: float) -> Remedy:
     program = recording.program
-    remedy = _measures.rate_remedy(program.learning_rate, 0.1)
+    factor = min(_measures.usual_factor(ratio), 0.1)
+    remedy = _measures.rate_remedy(program.learning_rate, factor)
     # An optimizer that divides by the gradient's size undoes a clipping before it.
     clips = any("Clip" in name for name in program.wrappers)
     if program.normalizes or clips or program.is_scheduled:

@@ -70,15 +70,13 @@ class UpdateTooSmall(Rule):
                 int(steps[0]),
                 f"a step changes its weights by {ratio[-1, i]:.1g} of their size; the "
                 f"loss can fall by {latest.max():.1g} of itself at most",
-                _larger(recording, float(latest.max()), self.progress),
+                _larger(recording, float(np.nanmax(ratio[-1]))),
             )
 
 
-def _larger(recording: Recording, progress: float, least: float) -> Remedy:
-    """The power of ten by which a step can lower the loss by a percent."""
-    factor = 10.0 ** np.clip(
-        np.round(np.log10(1000 * least / max(progress, 1e-30))), 1, 6
+def _larger(recording: Recording, ratio: float) -> Remedy:
+    remedy = _measures.rate_remedy(
+        recording.program.learning_rate, _measures.usual_factor(ratio)
     )
-    remedy = _measures.rate_remedy(recording.program.learning_rate, float(factor))
     text = f"{remedy.text}; raise it tenfold until the loss falls"
     return dataclasses.replace(remedy, text=text)

@@ -14,6 +14,8 @@ from tfdeep.diagnostics._remedy import Remedy
 from tfdeep.diagnostics.rules import _measures
 from tfdeep.diagnostics.rules._rule import Rule, Symptom
 
+_DEEP = 12  # layers, from which on the first weights alone do not carry a signal
+
 
 @dataclasses.dataclass(frozen=True)
 class VanishingGradient(Rule):
@@ -78,6 +80,14 @@ def _remedy(recording: Recording, layers: list, size: np.ndarray, i: int) -> Rem
             layers[place].path,
         )
     activation = _measures.activation_of(recording, layers[i])
+    if len(layers) > _DEEP:
+        return Remedy(
+            "keras.layers.BatchNormalization() before each activation; or "
+            'activation="relu" with keras.initializers.HeNormal(); or skip connections '
+            "(keras.layers.Add)",
+            "normalization",
+            after="BatchNormalization",
+        )
     if activation_facts(activation).saturates:
         return Remedy(
             'activation="relu" with keras.initializers.HeNormal(); or '
