@@ -330,8 +330,6 @@ class TestLosses:
     @pytest.mark.parametrize(
         ("labels", "loss", "reason"),
         [
-            (lambda y: y + 100, nets.LOSS, "outside the valid range"),
-            (lambda y: np.eye(9)[y], "categorical_crossentropy", "same shape"),
             (lambda y: y, "msee", "Could not interpret loss identifier: msee"),
             (lambda y: [y, y], "mse", "different structures"),
         ],
@@ -345,6 +343,22 @@ class TestLosses:
         assert "cannot compute the loss" in str(error.value)
         assert reason in str(error.value)
         assert "nothing was changed" in str(error.value)
+
+    @pytest.mark.parametrize("is_compiled", [True, False])
+    @pytest.mark.parametrize(
+        ("labels", "loss", "kind"),
+        [
+            (lambda y: y + 100, nets.LOSS, "bad_labels"),
+            (lambda y: np.eye(9)[y], "categorical_crossentropy", "output_mismatch"),
+        ],
+    )
+    def test_labels_that_show_why_are_a_finding(self, labels, loss, kind, is_compiled):
+        model, (x, y) = dnn(), batch()
+        if is_compiled:
+            model.compile("sgd", loss)
+        diagnosis = tfdeep.diagnose(model, x, labels(y), None if is_compiled else loss)
+        assert [f.kind for f in diagnosis.causes] == [kind]
+        assert diagnosis.loss is None and diagnosis.layers == ()
 
 
 class Batches(keras.utils.PyDataset):

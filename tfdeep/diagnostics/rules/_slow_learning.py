@@ -67,14 +67,16 @@ class SlowLearning(Rule):
         if program.optimizer == "SGD":
             norms = np.nan_to_num(recording["norm"][0], posinf=0)
             progress = rate * np.sum(norms**2) / abs(_measures.data_loss(recording)[0])
-            if 0 < progress < self.progress:
+            factor = self._factor(recording)
+            # Where a usual step would take a rate above 1, the gradient is to blame.
+            if 0 < progress < self.progress and rate * factor <= 1:
                 yield Symptom(
                     "",
                     "warning",
                     0,
                     f"the first step of SGD can lower the loss by {progress:.2g} of "
                     "itself at most",
-                    _measures.rate_remedy(rate, self._factor(recording)),
+                    _measures.rate_remedy(rate, factor),
                 )
             return
         size = _measures.weight_scale(recording)
@@ -96,7 +98,8 @@ class SlowLearning(Rule):
             ratio = recording.program.learning_rate * recording["norm"][0] / weights
         columns = [column for _, column in _measures.weighted_layers(recording)]
         ratios = ratio[columns]
-        return _measures.usual_factor(float(np.max(ratios[np.isfinite(ratios)])))
+        largest = np.max(ratios[np.isfinite(ratios)], initial=0)
+        return _measures.usual_factor(float(largest))
 
     def _measured(self, recording: Recording) -> Iterable[Symptom]:
         loss = _measures.data_loss(recording)
