@@ -404,3 +404,48 @@ def test_pixels_lead_and_what_they_do_follows():
     text = str(monitor.report())
     assert text.startswith("warning: input_scale at")
     assert "From it follows" in text
+
+
+def lstm():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.Input((12, 1)), layers.LSTM(16), layers.Dense(1, name="output")]
+    )
+
+
+@both_ways
+@pytest.mark.parametrize("offset", [0, 300])
+def test_a_recurrent_net_whose_targets_are_far(way, offset):
+    x = RNG.normal(size=(256, 12, 1)).astype("float32")
+    y = 140 * x[:, :3].sum(axis=1) + offset
+    assert found(lstm(), "mse", y, x, way=way)[0] == ("target_scale", "output")
+    assert found(lstm(), "mse", (y - y.mean()) / y.std(), x, way=way) == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        (lambda: keras.optimizers.Adam(1.0), "learning_rate"),
+        (lambda: keras.optimizers.SGD(1.0), "update_too_large"),
+    ],
+)
+def test_a_convolutional_net_at_a_rate_of_one(optimizer, kind):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="output"),
+        ]
+    )
+    x = 2 * RNG.normal(size=(256, 12, 12, 1)).astype("float32")
+    model.compile(optimizer(), "categorical_crossentropy")
+    monitor = GradientMonitor(on_finding=None)
+    model.fit(x, ONE_HOT, batch_size=32, epochs=5, verbose=0, callbacks=[monitor])
+    first = monitor.causes[0]
+    assert first.kind == kind
+    assert first.remedy.change == "learning_rate" and first.remedy.after <= 0.1
+    if kind == "learning_rate":  # Adam undoes a clipping
+        assert "AdaptiveClip" not in str(first.remedy)

@@ -144,8 +144,8 @@ FIRES = {
     ],
     "initializer_mismatch": [
         (
-            lambda: several(5, activation="relu", kernel_initializer="glorot_uniform"),
-            {f"d{i}" for i in range(5)},
+            lambda: several(10, activation="relu", kernel_initializer="glorot_uniform"),
+            {f"d{i}" for i in range(10)},
         ),
         (
             lambda: several(5, activation="tanh", kernel_initializer="he_normal"),
@@ -347,6 +347,10 @@ def test_well_known_networks(name, rules):
     model.compile("adam", "sparse_categorical_crossentropy")
     report = check_setup(model, batch_size=32)
     assert [finding.rule for finding in report.findings] == rules
+
+
+def test_a_few_relu_layers_with_the_default_initializer_are_left_alone():
+    assert check_setup(several(9, activation="relu")).findings == ()
 
 
 def test_what_cannot_be_checked_is_refused():

@@ -77,7 +77,7 @@ def check_setup(model: Any, batch_size: int | None = None) -> SetupReport:
     | selu_with_dropout | Dropout instead of AlphaDropout after SELU |
     | dropout_before_batch_norm | another variance in training than at inference |
     | sigmoid_in_deep_net | 4 and more in a row without normalization |
-    | initializer_mismatch | 5 and more: Glorot with ReLU, He with tanh or sigmoid |
+    | initializer_mismatch | 10 Glorot with ReLU, 5 He with tanh or sigmoid, in a row |
     | same_initial_values | two kernels that start with the same numbers |
     | equal_units | a kernel whose units start with the same weights |
     | activation_and_loss | softmax with from_logits=True, or logits without it |

@@ -20,8 +20,10 @@ from tfdeep.surgery._setup import Setup
 Objection = tuple[list[str], str]  # paths of layers, what is wrong
 _Check = Callable[[Setup], Iterator[Objection]]
 
-# Up to this depth either initialization trains, and shallow nets are left alone.
+# Up to these depths either initialization trains. Glorot's scale under ReLU takes the
+# root of a half from the signal at each layer: a thirtieth is left after ten.
 _DEEP = 5
+_DEEP_RECTIFIED = 10
 _SIGMOIDS_IN_A_ROW = 4  # each passes on a quarter of the gradient at most
 _SMALL_BATCH = 16
 
@@ -244,7 +246,7 @@ def initializer_mismatch(setup: Setup) -> Iterator[Objection]:
         return _scaling(call.layer) == (2.0, "fan_in") and activation.saturates
 
     for run in setup.runs(has_too_little):
-        if len(run) >= _DEEP:
+        if len(run) >= _DEEP_RECTIFIED:
             yield (
                 [call.path for call in run],
                 f"Glorot's scale with units that cut off one side, {len(run)} in a "

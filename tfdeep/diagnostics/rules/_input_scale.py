@@ -41,8 +41,6 @@ class InputScale(Rule):
     def look(self, recording: Recording) -> Iterable[Symptom]:
         if "input_offset" not in recording or recording.lasted < 5:
             return
-        if _measures.has_learned(recording, 0.5):
-            return
         offset = _measures.median(recording["input_offset"][:10])
         spread = _measures.median(recording["input_spread"][:10])
         layer = next(

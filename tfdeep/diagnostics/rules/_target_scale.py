@@ -65,7 +65,11 @@ class TargetScale(Rule):
             problem = None
             if program.optimizer in _measures.SIGN_LIKE:
                 problem = self._too_far(recording, output.layer, size, spread, i)
-            elif program.optimizer == "SGD" and size > self.scale:
+            elif (
+                program.optimizer == "SGD"
+                and size > self.scale
+                and _first_predictions(recording, i) < size
+            ):
                 problem = self._too_violent(recording)
             if problem:
                 yield Symptom(
@@ -91,16 +95,10 @@ class TargetScale(Rule):
         layer = next((x for x in recording.layers if x.path == path), None)
         if not rate > 0 or layer is None or not layer.fan_in:
             return None
-        predicted = np.hypot(
-            *(
-                _measures.of_output(recording, f"prediction_{name}", i)[:1]
-                for name in ("offset", "spread")
-            )
-        )
         # The first outputs show how large the last layer's inputs are.
-        inputs = 1.0
-        if layer.gain > 0 and len(predicted) and np.isfinite(predicted[0]):
-            inputs = max(float(predicted[0]) / layer.gain, 1e-3)
+        inputs, predicted = 1.0, _first_predictions(recording, i)
+        if layer.gain > 0 and np.isfinite(predicted):
+            inputs = max(predicted / layer.gain, 1e-3)
         step = rate * (layer.fan_in * inputs + 1)
         is_far = size > max(self.steps * step, self.scale)
         if not is_far and not 0 < spread < self.fine * step:
@@ -129,6 +127,15 @@ class TargetScale(Rule):
             f"the gradient grows with them, and the first step of {place} is "
             f"{largest:.2g} times its weights"
         )
+
+
+def _first_predictions(recording: Recording, i: int) -> float:
+    """The root mean square of an output at the first step; NaN if unknown."""
+    parts = [
+        _measures.of_output(recording, f"prediction_{name}", i)[:1]
+        for name in ("offset", "spread")
+    ]
+    return float(np.hypot(*parts)[0]) if len(parts[0]) else np.nan
 
 
 def _first_norm(recording: Recording, column: int) -> float:
