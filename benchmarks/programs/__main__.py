@@ -26,7 +26,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -157,11 +157,6 @@ def _count(verdicts: list[dict[str, str]], name: str, good: tuple[str, ...]) -> 
     return sum(verdict[name] in good for verdict in verdicts)
 
 
-# What `--apply` calls with each faulty program and the first remedy that is named for
-# it; it is to change the program as the remedy says and tell how it trains then.
-apply_first: Callable[[Program, object], None] | None = None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,12 +164,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a regular expression of names")
     parser.add_argument("--part", choices=["faulty", "repaired"], help="not both")
     parser.add_argument("--steps", type=int, default=STEPS, help="at most, of a fit")
-    parser.add_argument(
-        "--apply", action="store_true", help="apply the first remedy (not written yet)"
-    )
     options = parser.parse_args()
-    if options.apply and apply_first is None:
-        parser.error("--apply is not written yet: see `apply_first`")
     warnings.filterwarnings("ignore", module="keras")  # it warns of some of the faults
     programs = [p for p in PROGRAMS if re.search(options.only, p.name)]
     repaired = distinct_repaired(programs)
