@@ -59,8 +59,8 @@ def main():
     if options.output:
         sick.plot().savefig(options.output, dpi=80)
     for words, activation, normalization in (
-        ("with ReLU and He initialization", "relu", False),
         ("with batch normalization before each sigmoid", "sigmoid", True),
+        ("with ReLU and He initialization", "relu", False),
     ):
         mended, losses = train(activation, normalization)
         print(words)

@@ -189,11 +189,10 @@ def test_only_neighbours_are_grouped():
     ]
     groups = group_findings(findings, recording)
     assert [[f.layer for f in group] for group in groups] == [
-        ["b"],
+        ["b", "c"],
         ["a", "b"],
         ["d"],
         [""],
-        ["c"],
         ["elsewhere"],
     ]
 

@@ -125,7 +125,7 @@ def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> st
     """A group of findings as text.
 
     Args:
-        group: Findings of the same kind, severity and remedy.
+        group: Findings of the same kind and remedy, the worst first.
         layers: As for `findings_table`.
     """
     first = group[0]
@@ -150,12 +150,18 @@ def group_text(group: Sequence[Finding], layers: Sequence[LayerInfo] = ()) -> st
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Puts findings of the same kind, severity and remedy together."""
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    """Puts findings of the same kind and remedy together, in each the worst first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        key = (finding.kind, finding.severity, finding.remedy.text)
-        groups.setdefault(key, []).append(finding)
-    return list(groups.values())
+        groups.setdefault((finding.kind, finding.remedy.text), []).append(finding)
+    return [sorted(group, key=severity_rank) for group in groups.values()]
+
+
+def severity_rank(finding: Finding) -> int:
+    """0 for the worst."""
+    if finding.severity not in SEVERITIES:  # of your own rule
+        return len(SEVERITIES)
+    return SEVERITIES.index(finding.severity)
 
 
 def neighbors(

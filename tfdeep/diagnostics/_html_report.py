@@ -17,7 +17,7 @@ from tfdeep._core._records import counted, short_number
 from tfdeep._quantities import update_ratio
 from tfdeep.diagnostics import _plots
 from tfdeep.diagnostics._causes import explained
-from tfdeep.diagnostics._finding import KINDS, SEVERITIES, Finding, neighbors
+from tfdeep.diagnostics._finding import KINDS, Finding, neighbors, severity_rank
 from tfdeep.diagnostics._monitor_report import Judgment, judgment_of, judgment_text
 from tfdeep.diagnostics._recording import Recording
 from tfdeep.diagnostics._run_file import Run, read_run
@@ -226,17 +226,15 @@ def group_findings(
 
     Critical findings come first, then those that were seen first.
     """
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[str, list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.kind, finding.severity), []).append(finding)
+        groups.setdefault(finding.kind, []).append(finding)
     rank = {kind: i for i, kind in enumerate(KINDS)}
 
     def key(group: Sequence[Finding]) -> tuple[int, int, int, str]:
         first = group[0]
         return (
-            SEVERITIES.index(first.severity)
-            if first.severity in SEVERITIES
-            else len(SEVERITIES),
+            min(severity_rank(finding) for finding in group),
             min(finding.first_step for finding in group),
             rank.get(first.kind, len(rank)),
             first.kind,
@@ -255,11 +253,11 @@ def _finding(group: Sequence[Finding], effects: Sequence[list[Finding]] = ()) ->
         where += f" to <code>{_text(layers[-1])}</code>, {len(layers)} layers"
     step = min(finding.first_step for finding in group)
     kind = first.kind.replace("_", " ").capitalize()
-    is_critical = first.severity == "critical"
+    severity = min(group, key=severity_rank).severity
     parts = [
-        f'<div class="finding{" critical" if is_critical else ""}">',
+        f'<div class="finding{" critical" if severity == "critical" else ""}">',
         f'<h3>{_text(kind)} <span class="where">at {where}</span></h3>',
-        f'<p class="soft"><span class="severity">{_text(first.severity)}</span>, '
+        f'<p class="soft"><span class="severity">{_text(severity)}</span>, '
         f"since step {step:,}</p>",
     ]
     if len(group) == 1:
